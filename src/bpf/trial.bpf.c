@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Attached for a moment, to learn whether this kernel lets us. The target does
+ * nothing and nobody calls it. Used by src/kernel.rs; not a tool.
+ */
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+char LICENSE[] SEC("license") = "GPL";
+
+SEC("fentry/bpf_fentry_test1")
+int BPF_PROG(try_fentry)
+{
+	return 0;
+}
+
+SEC("kprobe/bpf_fentry_test1")
+int BPF_KPROBE(try_kprobe)
+{
+	return 0;
+}
+
+/*
+ * Refused under lockdown=confidentiality (security_locked_down(),
+ * LOCKDOWN_BPF_READ_KERNEL), and without it, run on demand.
+ */
+SEC("raw_tp")
+int try_read(void *ctx)
+{
+	__u64 word = 0;
+
+	bpf_probe_read_kernel(&word, sizeof(word), (void *)bpf_get_current_task());
+	return 7;
+}

@@ -1,0 +1,386 @@
+//! Facts about the running kernel. Reads BTF, tracefs and the symbol table and
+//! makes trial loads; decides nothing (see [`crate::attach`] for the rules).
+
+use std::cell::OnceCell;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fmt;
+use std::fs;
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::path::PathBuf;
+
+use libbpf_rs::AsRawLibbpf as _;
+use libbpf_rs::ObjectBuilder;
+use libbpf_rs::ProgramMut;
+use libbpf_rs::btf::Btf;
+use libbpf_rs::btf::BtfType;
+use libbpf_rs::btf::types;
+use libbpf_rs::libbpf_sys;
+use libbpf_rs::skel::OpenSkel as _;
+use libbpf_rs::skel::Skel as _;
+use libbpf_rs::skel::SkelBuilder as _;
+
+use crate::error::Context as _;
+use crate::error::Error;
+use crate::error::Result;
+
+#[allow(missing_docs, clippy::all, clippy::restriction, unreachable_pub)]
+mod trial {
+    include!(concat!(env!("OUT_DIR"), "/trial.skel.rs"));
+}
+
+/// The kernel's own type information (`CONFIG_DEBUG_INFO_BTF`).
+pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// One thing a hook may need of the kernel. Answered by presence or by trial,
+/// never by version number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Need {
+    /// Type information built into the kernel; BTF tracepoints, fentry and
+    /// iterators are verified against it and cannot use a file.
+    KernelBtf,
+    /// A function under its plain name: in BTF, so its arguments are known, and
+    /// in the symbol table, so it was neither inlined nor cloned (`.isra.0`).
+    Func(&'static str),
+    /// A raw tracepoint with BTF (`btf_trace_<name>`).
+    BtfTracepoint(&'static str),
+    /// A member of a structure.
+    Field(&'static str, &'static str),
+    /// A kernel symbol in kallsyms; data symbols need `CONFIG_KALLSYMS_ALL`.
+    Symbol(&'static str),
+    /// BPF programs may read kernel memory (not under lockdown=confidentiality).
+    ReadKernel,
+    /// Attaching to a function's entry through BPF trampolines works.
+    Fentry,
+    /// Attaching a kprobe works.
+    Kprobe,
+    /// Raw tracepoint programs can be run on demand (`BPF_PROG_TEST_RUN`, 5.10).
+    TestRun,
+    /// The task iterator (5.8).
+    TaskIter,
+    /// A file or folder, for example of `/proc`.
+    Path(&'static str),
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Need::KernelBtf => f.write_str("built-in type information (BTF)"),
+            Need::Func(name) => write!(f, "function `{name}`"),
+            Need::BtfTracepoint(name) => write!(f, "BTF tracepoint `{name}`"),
+            Need::Field(of, name) => write!(f, "`{of}.{name}`"),
+            Need::Symbol(name) => write!(f, "symbol `{name}`"),
+            Need::ReadKernel => f.write_str("reading kernel memory with BPF"),
+            Need::Fentry => f.write_str("fentry programs"),
+            Need::Kprobe => f.write_str("kprobes"),
+            Need::TestRun => f.write_str("running a BPF program on demand"),
+            Need::TaskIter => f.write_str("the task iterator"),
+            Need::Path(path) => write!(f, "`{path}`"),
+        }
+    }
+}
+
+/// Three answers: a failed look-up is not a no.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is there and works.
+    Yes,
+    /// It is not there, or was refused; why.
+    No(String),
+    /// Could not tell; why.
+    Unknown(String),
+}
+
+impl Answer {
+    fn of(found: bool, otherwise: impl FnOnce() -> String) -> Self {
+        if found { Answer::Yes } else { Answer::No(otherwise()) }
+    }
+}
+
+/// Queries about one kernel, each answered at most once.
+pub struct KernelFacts {
+    release: String,
+    btf_file: Option<PathBuf>,
+    btf: OnceCell<Option<Btf<'static>>>,
+    symbols: OnceCell<Option<Vec<u8>>>,
+    known: RefCell<HashMap<Need, Answer>>,
+    live: bool,
+}
+
+impl KernelFacts {
+    /// Facts about the running kernel. Nothing is read before it is asked for.
+    ///
+    /// # Errors
+    /// `btf_file` is given and cannot be used.
+    pub fn probe(btf_file: Option<&Path>) -> Result<Self> {
+        let facts = Self::empty(rustix::system::uname().release().to_string_lossy(), true);
+        let Some(path) = btf_file else { return Ok(facts) };
+        fs::metadata(path).context(|| format!("--btf `{}`", path.display()))?;
+        let btf = Btf::from_path(path).map_err(|_| {
+            Error::failure(format!(
+                "--btf `{}`: not BTF; give a raw .BTF file (as /sys/kernel/btf/vmlinux is one) \
+                 or an ELF file with a .BTF section",
+                path.display()
+            ))
+        })?;
+        if find::<types::Struct<'_>>(&btf, "task_struct", libbpf_sys::BTF_KIND_STRUCT).is_none() {
+            return Err(Error::failure(format!(
+                "--btf `{}`: has no `task_struct`, so it does not describe a kernel",
+                path.display()
+            )));
+        }
+        let _ = facts.btf.set(Some(btf));
+        Ok(Self { btf_file: Some(path.to_owned()), ..facts })
+    }
+
+    /// An invented kernel, for testing rules without one.
+    pub fn fake(has: &[Need]) -> Self {
+        let facts = Self::empty("0.0.0-fake".into(), false);
+        facts.known.borrow_mut().extend(has.iter().map(|&need| (need, Answer::Yes)));
+        facts
+    }
+
+    fn empty(release: std::borrow::Cow<'_, str>, live: bool) -> Self {
+        Self {
+            release: release.into_owned(),
+            btf_file: None,
+            btf: OnceCell::new(),
+            symbols: OnceCell::new(),
+            known: RefCell::default(),
+            live,
+        }
+    }
+
+    /// The kernel's release, for messages only.
+    pub fn release(&self) -> &str {
+        &self.release
+    }
+
+    /// How to open a BPF object so that it fits this kernel.
+    ///
+    /// # Errors
+    /// The path given with `--btf` cannot be a C string.
+    pub fn object_builder(&self) -> Result<ObjectBuilder> {
+        let mut builder = ObjectBuilder::default();
+        if let Some(path) = &self.btf_file {
+            builder.btf_custom_path(path)?;
+        }
+        Ok(builder)
+    }
+
+    /// The file given with `--btf`.
+    pub fn btf_file(&self) -> Option<&Path> {
+        self.btf_file.as_deref()
+    }
+
+    /// Whether this kernel has what `need` names.
+    pub fn answer(&self, need: Need) -> Answer {
+        if let Some(known) = self.known.borrow().get(&need) {
+            return known.clone();
+        }
+        let answer = if self.live { self.look(need) } else { Answer::No("not here".into()) };
+        self.known.borrow_mut().insert(need, answer.clone());
+        answer
+    }
+
+    /// Whether `need` is surely met.
+    pub fn has(&self, need: Need) -> bool {
+        self.answer(need) == Answer::Yes
+    }
+
+    /// The value of an enumerator, by name. `None` if this kernel has it not.
+    pub fn enumerator(&self, enumeration: &str, name: &str) -> Option<i64> {
+        let btf = self.btf()?;
+        let named = |found: Option<&std::ffi::OsStr>| found.is_some_and(|found| found == name);
+        let plain: Option<types::Enum<'_>> = find(btf, enumeration, libbpf_sys::BTF_KIND_ENUM);
+        if let Some(plain) = plain {
+            return plain.iter().find(|member| named(member.name)).map(|member| member.value);
+        }
+        let wide: types::Enum64<'_> = find(btf, enumeration, libbpf_sys::BTF_KIND_ENUM64)?;
+        wide.iter().find(|member| named(member.name)).and_then(|m| i64::try_from(m.value).ok())
+    }
+
+    fn btf(&self) -> Option<&Btf<'static>> {
+        self.btf.get_or_init(|| Btf::from_vmlinux().ok()).as_ref()
+    }
+
+    fn look(&self, need: Need) -> Answer {
+        match need {
+            Need::KernelBtf => Answer::of(Path::new(VMLINUX_BTF).exists(), || {
+                format!("no {VMLINUX_BTF}: the kernel was built without CONFIG_DEBUG_INFO_BTF")
+            }),
+            Need::Func(name) => self.func(name),
+            Need::BtfTracepoint(name) => self.in_btf(|btf| {
+                let name = format!("btf_trace_{name}");
+                let found: Option<types::Typedef<'_>> =
+                    find(btf, &name, libbpf_sys::BTF_KIND_TYPEDEF);
+                Answer::of(found.is_some(), || "not on this kernel".into())
+            }),
+            Need::Field(of, name) => self.in_btf(|btf| {
+                let ty: Option<types::Struct<'_>> = find(btf, of, libbpf_sys::BTF_KIND_STRUCT);
+                Answer::of(ty.is_some_and(|ty| has_member(btf, &ty, name, 0)), || {
+                    "not on this kernel".into()
+                })
+            }),
+            Need::Symbol(name) => self.symbol(name),
+            Need::ReadKernel => trial("try_read", |_| Ok(())),
+            Need::TestRun => trial("try_read", |program| {
+                program.test_run(libbpf_rs::ProgramInput::default())?;
+                Ok(())
+            }),
+            Need::Fentry => trial("try_fentry", attach_once),
+            Need::Kprobe => {
+                if Path::new("/sys/bus/event_source/devices/kprobe/type").exists() {
+                    trial("try_kprobe", attach_once)
+                } else {
+                    Answer::No("the kernel was built without kprobes".into())
+                }
+            }
+            Need::TaskIter => self.in_btf(|btf| {
+                Answer::of(has_func(btf, "bpf_iter_task"), || "came with 5.8".into())
+            }),
+            Need::Path(path) => Answer::of(Path::new(path).exists(), || "not there".into()),
+        }
+    }
+
+    fn in_btf(&self, look: impl FnOnce(&Btf<'static>) -> Answer) -> Answer {
+        self.btf().map_or_else(|| Answer::Unknown("no type information (BTF)".into()), look)
+    }
+
+    fn func(&self, name: &'static str) -> Answer {
+        let in_btf = self.in_btf(|btf| {
+            Answer::of(has_func(btf, name), || {
+                "inlined, cloned or renamed by this kernel's build (not in BTF)".into()
+            })
+        });
+        if in_btf == Answer::Yes { self.symbol(name) } else { in_btf }
+    }
+
+    /// The address of a kernel symbol; `None` if there is none, or it is hidden
+    /// from us (`kptr_restrict`).
+    pub fn address(&self, name: &str) -> Option<u64> {
+        let line = symbol_line(self.symbols()?, name)?;
+        let digits = std::str::from_utf8(line.split(|&byte| byte == b' ').next()?).ok()?;
+        u64::from_str_radix(digits, 16).ok().filter(|&address| address != 0)
+    }
+
+    fn symbol(&self, name: &str) -> Answer {
+        let Some(symbols) = self.symbols() else {
+            return Answer::Unknown("/proc/kallsyms cannot be read".into());
+        };
+        Answer::of(symbol_line(symbols, name).is_some(), || {
+            "no such symbol in /proc/kallsyms".into()
+        })
+    }
+
+    /// Some 9 MB, read only if a hook depends on it.
+    fn symbols(&self) -> Option<&[u8]> {
+        self.symbols.get_or_init(|| fs::read("/proc/kallsyms").ok()).as_deref()
+    }
+}
+
+/// The line "address type name" of a symbol of the kernel itself; a module's
+/// has "\t[module]" behind the name.
+fn symbol_line<'text>(symbols: &'text [u8], name: &str) -> Option<&'text [u8]> {
+    let wanted = [b" ", name.as_bytes()].concat();
+    symbols.split(|&byte| byte == b'\n').find(|line| line.ends_with(&wanted))
+}
+
+/// The type of a name and kind. A name alone does not do: a function and a
+/// structure may share it (`bpf_iter_task` since 6.7).
+fn find<'btf, T: TryFrom<BtfType<'btf>>>(
+    btf: &'btf Btf<'static>,
+    name: &str,
+    kind: u32,
+) -> Option<T> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: both pointers are valid for the call, which keeps neither.
+    let id = unsafe {
+        libbpf_sys::btf__find_by_name_kind(btf.as_libbpf_object().as_ptr(), name.as_ptr(), kind)
+    };
+    btf.type_by_id(u32::try_from(id).ok()?.into())
+}
+
+fn has_func(btf: &Btf<'static>, name: &str) -> bool {
+    find::<types::Func<'_>>(btf, name, libbpf_sys::BTF_KIND_FUNC).is_some()
+}
+
+/// Whether a structure has a member, also inside unnamed structures.
+fn has_member(btf: &Btf<'_>, ty: &types::Struct<'_>, name: &str, depth: u32) -> bool {
+    ty.iter().any(|member| match member.name {
+        Some(found) if !found.is_empty() => found == name,
+        _ => {
+            depth < 8
+                && btf
+                    .type_by_id::<types::Struct<'_>>(member.ty)
+                    .is_some_and(|inner| has_member(btf, &inner, name, depth + 1))
+        }
+    })
+}
+
+/// Loads one program of the trial object and has `then` do something with it.
+fn trial(name: &str, then: impl FnOnce(&ProgramMut<'_>) -> Result<()>) -> Answer {
+    let tried = || -> Result<()> {
+        let mut storage = MaybeUninit::uninit();
+        let mut skel = trial::TrialSkelBuilder::default().open(&mut storage)?;
+        for mut candidate in skel.open_object_mut().progs_mut() {
+            let chosen = candidate.name() == name;
+            candidate.set_autoload(chosen);
+        }
+        let skel = skel.load()?;
+        let mut programs = skel.object().progs_mut();
+        let program = programs
+            .find(|program| program.name() == name)
+            .ok_or_else(|| Error::failure(format!("no trial program `{name}`")))?;
+        then(&program)
+    };
+    match tried() {
+        Ok(()) => Answer::Yes,
+        Err(error) => Answer::No(format!("refused on trial ({})", brief(&error))),
+    }
+}
+
+/// That it attached is all there is to learn.
+fn attach_once(program: &ProgramMut<'_>) -> Result<()> {
+    drop(program.attach()?);
+    Ok(())
+}
+
+/// The innermost cause, which is the kernel's own word.
+fn brief(error: &Error) -> String {
+    let text = error.to_string();
+    let last = text.rsplit(": ").next().unwrap_or_default();
+    last.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invented_kernel_has_what_it_was_given_and_nothing_else() {
+        let facts = KernelFacts::fake(&[Need::Fentry]);
+        assert!(facts.has(Need::Fentry));
+        assert!(!facts.has(Need::Kprobe));
+    }
+
+    #[test]
+    fn a_symbol_is_found_only_under_its_whole_name() {
+        let text =
+            b"ffff10 t finish_task_switch.isra.0\n0 T my_finish\t[mod]\nffff20 D node_data\n";
+        assert_eq!(symbol_line(text, "finish_task_switch"), None);
+        assert_eq!(symbol_line(text, "my_finish"), None);
+        assert_eq!(symbol_line(text, "data"), None);
+        assert_eq!(symbol_line(text, "node_data"), Some(&b"ffff20 D node_data"[..]));
+    }
+
+    #[test]
+    fn a_file_that_is_not_btf_is_refused_by_name() {
+        let error = KernelFacts::probe(Some(Path::new("/proc/self/status"))).err().unwrap();
+        assert!(error.to_string().contains("/proc/self/status"), "{error}");
+        let error = KernelFacts::probe(Some(Path::new("/nonexistent"))).err().unwrap();
+        assert!(error.to_string().contains("No such file"), "{error}");
+    }
+}

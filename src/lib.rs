@@ -1,0 +1,31 @@
+//! mem_watcher shows what Linux memory is doing, with eBPF.
+//!
+//! The way of a run, down once and then only up:
+//!
+//! ```text
+//! options (cli) -> facts (kernel) -> plan (attach) -> open, constants, load, attach   (cmd)
+//! kernel hook -> filter -> reserve or count the loss -> fill -> submit                (src/bpf)
+//!   -> batch (engine) -> typed event (event) -> row (cmd) -> printer (output) -> stdout
+//! ```
+//!
+//! Each command is one file in [`cmd`] and one in `src/bpf`; everything it
+//! shares with others lives in a module named after what it does.
+
+pub mod attach;
+pub mod cli;
+pub mod cmd;
+pub mod context;
+pub mod engine;
+pub mod error;
+pub mod event;
+pub mod kernel;
+pub mod output;
+pub mod percpu;
+pub mod procfs;
+pub mod rights;
+pub mod rss;
+pub mod shown;
+pub mod target;
+pub mod time;
+pub mod units;
+pub mod vmstat;

@@ -1,0 +1,90 @@
+//! JSON, one object a line. The first line carries `schema`, the last one
+//! `summary`; every line between is a row.
+
+use std::io;
+use std::io::Write;
+
+use serde_json::json;
+
+use super::Column;
+use super::Header;
+use super::SCHEMA;
+use super::Summary;
+use super::Value;
+use super::Writer;
+use crate::units::Number;
+use crate::units::SizeUnit;
+
+pub(super) struct Json {
+    /// Each key as it stands in a row: quoted, with what separates it.
+    keys: Vec<String>,
+    columns: Vec<String>,
+    unit: SizeUnit,
+}
+
+impl Json {
+    pub(super) fn new(columns: Vec<Column>, unit: SizeUnit) -> Self {
+        let columns: Vec<String> = columns.iter().map(|column| column.full_key(unit)).collect();
+        // Keys are lower-case letters and underscores: nothing to escape.
+        let quoted =
+            |(i, key): (usize, &String)| format!("{}\"{key}\":", if i == 0 { '{' } else { ',' });
+        let keys = columns.iter().enumerate().map(quoted).collect();
+        Self { keys, columns, unit }
+    }
+
+    fn value(&self, out: &mut dyn Write, value: &Value<'_>) -> io::Result<()> {
+        match value {
+            Value::Missing => out.write_all(b"null"),
+            Value::Count(n) => write!(out, "{n}"),
+            Value::Signed(n) => write!(out, "{n}"),
+            Value::Bytes(n) => match self.unit.number(*n) {
+                Number::Whole(n) => write!(out, "{n}"),
+                Number::Fraction(x) => real(out, x),
+            },
+            Value::Real(x) => real(out, *x),
+            Value::Text(text) => Ok(serde_json::to_writer(out, text)?),
+            Value::Time(time) => write!(out, "\"{}\"", time.rfc3339()),
+        }
+    }
+}
+
+/// Not every number of the machine is one of JSON's: infinities become null.
+fn real(out: &mut dyn Write, x: f64) -> io::Result<()> {
+    Ok(serde_json::to_writer(out, &x)?)
+}
+
+impl Writer for Json {
+    fn begin(&mut self, out: &mut dyn Write, header: &Header) -> io::Result<()> {
+        let line = json!({
+            "schema": SCHEMA,
+            "command": header.command,
+            "version": env!("CARGO_PKG_VERSION"),
+            "kernel": header.kernel,
+            "hook": header.hook,
+            "notes": header.notes,
+            "columns": self.columns,
+        });
+        writeln!(out, "{line}")
+    }
+
+    /// Written piece by piece: a stream of events has no time to build maps.
+    fn row(&mut self, out: &mut dyn Write, values: &[&Value<'_>]) -> io::Result<()> {
+        for (key, value) in self.keys.iter().zip(values) {
+            out.write_all(key.as_bytes())?;
+            self.value(out, value)?;
+        }
+        out.write_all(b"}\n")
+    }
+
+    fn end(&mut self, out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
+        let line = json!({
+            "summary": {
+                "rows": summary.rows,
+                "events": summary.events,
+                "lost": summary.lost,
+                "elapsed_s": summary.elapsed_s,
+            }
+        });
+        writeln!(out, "{line}")
+    }
+}

@@ -1,0 +1,172 @@
+//! Aligned columns for people. The heading is repeated once a screenful, as
+//! vmstat does. On a terminal narrower than the row, each row is folded into
+//! several lines under an equally folded heading; elsewhere a row is one line.
+
+use std::io;
+use std::io::IsTerminal;
+use std::io::Write;
+use std::ops::Range;
+
+use super::Column;
+use super::Header;
+use super::Summary;
+use super::Unit;
+use super::Value;
+use super::Writer;
+use crate::units::SizeUnit;
+
+/// What the table is printed on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Screen {
+    /// Columns to fold at; `None`: never fold.
+    pub(super) width: Option<usize>,
+    /// Lines between two headings.
+    pub(super) height: usize,
+    /// Whether the heading may be bold.
+    pub(super) colour: bool,
+}
+
+/// Used where nothing says how high the screen is, as in vmstat(8).
+const DEFAULT_HEIGHT: usize = 24;
+const DEFAULT_WIDTH: usize = 80;
+/// Less than this cannot hold a column of each kind; fold no tighter.
+const LEAST_WIDTH: usize = 40;
+
+impl Screen {
+    pub(super) fn of_stdout() -> Self {
+        let terminal = std::io::stdout().is_terminal();
+        let size = rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok();
+        // A terminal that does not know its size says 0.
+        let known = |n: u16| (n > 0).then_some(usize::from(n));
+        let forced = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+        let width = size
+            .and_then(|size| known(size.ws_col))
+            .or(forced)
+            .or(terminal.then_some(DEFAULT_WIDTH))
+            .map(|width| width.max(LEAST_WIDTH));
+        let height = size.and_then(|size| known(size.ws_row)).unwrap_or(DEFAULT_HEIGHT);
+        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        Self { width, height, colour }
+    }
+}
+
+pub(super) struct Table {
+    columns: Vec<Column>,
+    unit: SizeUnit,
+    screen: Screen,
+    /// Which columns stand on each line of a row.
+    lines: Vec<Range<usize>>,
+    /// Lines printed since the last heading; `None`: none printed yet.
+    since_heading: Option<usize>,
+}
+
+impl Table {
+    pub(super) fn new(columns: Vec<Column>, unit: SizeUnit, screen: Screen) -> Self {
+        let lines = fold(&columns, screen.width);
+        Self { columns, unit, screen, lines, since_heading: None }
+    }
+
+    fn heading(&self, out: &mut dyn Write) -> io::Result<()> {
+        for line in &self.lines {
+            let text = self.line(line, |i| self.columns[i].head.to_owned()).trim_end().to_owned();
+            if self.screen.colour {
+                writeln!(out, "\x1b[1m{text}\x1b[0m")?;
+            } else {
+                writeln!(out, "{text}")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn line(&self, columns: &Range<usize>, cell: impl Fn(usize) -> String) -> String {
+        let mut text = String::new();
+        for i in columns.clone() {
+            let column = &self.columns[i];
+            let cell = cell(i);
+            let pad = " ".repeat(width(column).saturating_sub(cell.chars().count()));
+            if i > columns.start {
+                text.push(' ');
+            } else if columns.start > 0 {
+                text.push_str("  ");
+            }
+            if column.unit == Unit::Text {
+                text.push_str(&cell);
+                text.push_str(&pad);
+            } else {
+                text.push_str(&pad);
+                text.push_str(&cell);
+            }
+        }
+        text
+    }
+
+    fn cell(&self, column: &Column, value: &Value<'_>) -> String {
+        match value {
+            Value::Missing => "-".to_owned(),
+            Value::Count(n) => n.to_string(),
+            Value::Signed(n) => n.to_string(),
+            Value::Bytes(n) => self.unit.text(*n),
+            Value::Real(x) if column.unit == Unit::Percent => format!("{x:.1}"),
+            Value::Real(x) => format!("{x:.0}"),
+            Value::Text(text) => printable(text),
+            Value::Time(time) => time.short(),
+        }
+    }
+}
+
+impl Writer for Table {
+    fn begin(&mut self, _: &mut dyn Write, _: &Header) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn row(&mut self, out: &mut dyn Write, values: &[&Value<'_>]) -> io::Result<()> {
+        let per_row = self.lines.len();
+        let page = self.screen.height.saturating_sub(per_row).max(per_row);
+        let printed = match self.since_heading {
+            Some(printed) if printed + per_row <= page => printed,
+            _ => {
+                self.heading(out)?;
+                0
+            }
+        };
+        for line in &self.lines {
+            let text = self.line(line, |i| self.cell(&self.columns[i], values[i]));
+            writeln!(out, "{}", text.trim_end())?;
+        }
+        self.since_heading = Some(printed + per_row);
+        Ok(())
+    }
+
+    fn end(&mut self, _: &mut dyn Write, _: &Summary) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn width(column: &Column) -> usize {
+    column.width.max(column.head.len())
+}
+
+/// Splits the columns into lines no wider than `limit`, as evenly as order allows.
+fn fold(columns: &[Column], limit: Option<usize>) -> Vec<Range<usize>> {
+    let mut lines = Vec::new();
+    let (mut start, mut used) = (0, 0);
+    for (i, column) in columns.iter().enumerate() {
+        // Continuation lines are indented by two.
+        let indent = if start > 0 && used == 0 { 2 } else { 0 };
+        let needed = width(column) + if used > 0 { 1 } else { indent };
+        if used > 0 && limit.is_some_and(|limit| used + needed > limit) {
+            lines.push(start..i);
+            start = i;
+            used = 2 + width(column);
+        } else {
+            used += needed;
+        }
+    }
+    lines.push(start..columns.len());
+    lines
+}
+
+/// A process may choose any name; control characters must not reach a terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
