@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::Parser;
+use clap::ValueHint;
 
 use crate::cmd::Command;
 use crate::context::Limits;
@@ -40,7 +41,7 @@ pub struct TargetArgs {
     #[arg(long, value_name = "NAME", value_parser = comm)]
     pub comm: Option<String>,
     /// Only processes in this cgroup v2 folder or below it
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
     pub cgroup: Option<PathBuf>,
 }
 
@@ -81,19 +82,32 @@ impl From<&LimitArgs> for Limits {
 /// How to print.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Output")]
-pub struct OutputArgs {
+pub struct FormatArgs {
     /// Format of the rows
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
-    #[arg(hide_possible_values = false)]
     pub output: Format,
+}
+
+impl From<&FormatArgs> for Style {
+    fn from(args: &FormatArgs) -> Self {
+        Self { format: args.output, ..Self::default() }
+    }
+}
+
+/// How to print sizes.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    #[command(flatten)]
+    format: FormatArgs,
     /// Unit of sizes
     #[arg(long, value_enum, value_name = "UNIT", default_value = "kib")]
-    pub unit: SizeUnit,
+    unit: SizeUnit,
 }
 
 impl From<&OutputArgs> for Style {
     fn from(args: &OutputArgs) -> Self {
-        Self { format: args.output, unit: args.unit }
+        Self { unit: args.unit, ..(&args.format).into() }
     }
 }
 
@@ -105,7 +119,7 @@ pub struct KernelArgs {
     #[arg(long, value_name = "NAME")]
     pub hook: Option<String>,
     /// Type information for a kernel that has none built in
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub btf: Option<PathBuf>,
     /// Say which hook was chosen, and why
     #[arg(short, long)]

@@ -4,6 +4,7 @@ use rustix::thread::CapabilitySet;
 use rustix::thread::capabilities;
 
 use crate::error::Error;
+use crate::error::Kind;
 use crate::error::Result;
 
 /// The capabilities that tracing with BPF takes since 5.8 (`capabilities(7)`).
@@ -45,6 +46,21 @@ pub fn require_tracing() -> Result<()> {
             "needs {}: run it as root (sudo) or grant the capabilities",
             missing.join(" and ")
         ))),
+    }
+}
+
+/// Says what to do where rights that suffice elsewhere did not: before 5.11 the
+/// kernel counts BPF maps against the limit on locked memory.
+pub fn explain_refusal(error: Error) -> Error {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+    let may_raise = effective().is_ok_and(|caps| caps.contains(CapabilitySet::SYS_RESOURCE));
+    match limit {
+        Some(bytes) if error.kind() == Kind::Rights && !may_raise => Error::rights(format!(
+            "{error}; kernels before 5.11 count BPF maps against the locked-memory limit, here \
+             {} KiB: raise it (ulimit -l unlimited) or grant CAP_SYS_RESOURCE",
+            bytes >> 10
+        )),
+        _ => error,
     }
 }
 

@@ -14,6 +14,15 @@ use crate::percpu::Offsets;
 /// `RSS_TASK_CACHE_PAGES` of rss.bpf.h.
 pub const THREAD_CACHE_PAGES: u64 = 66 * 16;
 
+/// CPUs whose parts the BPF side has room for: `RSS_MAX_CPUS` of rss.bpf.h.
+const MAX_CPUS: usize = 1024;
+
+/// How far a counter may be off for each CPU whose part is not added:
+/// compute_batch_value(), lib/percpu_counter.c.
+fn bound_pages(online: usize, left_out: usize) -> u64 {
+    (left_out * (2 * online).max(32)) as u64
+}
+
 /// Before 6.2 the counters are kept per thread (see compat.bpf.h).
 pub fn is_split(facts: &KernelFacts) -> bool {
     facts.has(Need::Field("mm_rss_stat", "count"))
@@ -48,16 +57,19 @@ impl Parts {
             return Ok(exact(Offsets::new()));
         }
         Ok(match percpu::offsets(&ctx.kernel, &ctx.procfs) {
-            Ok(offsets) => exact(offsets),
+            Ok(offsets) if offsets.len() <= MAX_CPUS => exact(offsets),
+            Ok(offsets) => {
+                let left_out = offsets.len() - MAX_CPUS;
+                let bound = bound_pages(online.len(), left_out);
+                let note = format!(
+                    "resident counters may be off by {bound} pages: {left_out} CPUs are too many"
+                );
+                Self { error_pages: bound, note: Some(note), ..exact(offsets) }
+            }
             Err(error) => {
-                // compute_batch_value(), lib/percpu_counter.c.
-                let cpus = online.len() as u64;
-                let bound = cpus * (2 * cpus).max(32);
-                Self {
-                    error_pages: bound,
-                    note: Some(format!("resident counters may be off by {bound} pages: {error}")),
-                    ..exact(Offsets::new())
-                }
+                let bound = bound_pages(online.len(), online.len());
+                let note = format!("resident counters may be off by {bound} pages: {error}");
+                Self { error_pages: bound, note: Some(note), ..exact(Offsets::new()) }
             }
         })
     }
@@ -98,6 +110,12 @@ fn store(offsets: &Offsets, offset: &mut [u64], known: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_out_is_bounded_by_the_kernels_batch() {
+        assert_eq!(bound_pages(2, 2), 64);
+        assert_eq!(bound_pages(2000, 3), 12_000);
+    }
 
     #[test]
     fn a_cpu_without_a_part_is_marked_unknown() {

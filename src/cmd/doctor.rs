@@ -12,8 +12,9 @@ use super::ENTRIES;
 use super::Tool;
 use crate::attach::Choice;
 use crate::attach::plan;
+use crate::cli::FormatArgs;
 use crate::cli::KernelArgs;
-use crate::cli::OutputArgs;
+
 use crate::context::Context;
 use crate::context::Limits;
 use crate::engine::Pace;
@@ -42,7 +43,7 @@ use crate::target::Target;
 #[command(after_long_help = describe(Doctor::COLUMNS))]
 pub struct Doctor {
     #[command(flatten)]
-    output: OutputArgs,
+    output: FormatArgs,
     #[command(flatten)]
     kernel: KernelArgs,
 }

@@ -1,6 +1,7 @@
 //! `procstat` (`-r`): memory of each process, as it leaves the CPU.
 
 use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
 
@@ -45,6 +46,7 @@ use crate::output::Unit;
 use crate::output::Value;
 use crate::output::describe;
 use crate::procfs::ProcFs;
+use crate::rights;
 use crate::rss;
 use crate::rss::Parts;
 use crate::set_target;
@@ -176,7 +178,7 @@ enum Sort {
     Swap,
     /// PID, smallest first.
     Pid,
-    /// Growth of the resident size since the process was last shown.
+    /// Growth of the resident size since the process was last seen.
     Growth,
 }
 
@@ -190,6 +192,9 @@ struct Sample {
     memory: Option<Memory>,
     nvcsw: Option<u64>,
     nivcsw: Option<u64>,
+    /// Change of the resident size since the process was last seen; `None`: it
+    /// was not seen before.
+    growth: Option<i64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -221,8 +226,8 @@ impl Timed for Sample {
 }
 
 /// A process without memory has no size to grow from.
-fn resident(memory: &Option<Memory>) -> i128 {
-    memory.as_ref().map_or(0, |memory| i128::from(memory.resident()))
+fn resident(memory: &Option<Memory>) -> i64 {
+    memory.as_ref().map_or(0, |memory| i64::try_from(memory.resident()).unwrap_or(i64::MAX))
 }
 
 fn moment(raw: &RawSample) -> Moment {
@@ -252,28 +257,32 @@ impl Sample {
             memory,
             nvcsw: Some(raw.nvcsw),
             nivcsw: Some(raw.nivcsw),
+            growth: None,
         }
     }
 
-    fn key(&self, sort: Sort, growth: i128) -> i128 {
-        let of = |size: fn(&Memory) -> u64| {
-            self.memory.as_ref().map_or(-1, |memory| i128::from(size(memory)))
+    fn key(&self, sort: Sort) -> i64 {
+        let size = |of: fn(&Memory) -> u64| {
+            self.memory.as_ref().map_or(-1, |memory| i64::try_from(of(memory)).unwrap_or(i64::MAX))
         };
         match sort {
-            Sort::Rss => of(Memory::resident),
-            Sort::Anon => of(|memory| memory.anon),
-            Sort::Swap => of(|memory| memory.swap),
-            Sort::Pid => -i128::from(self.who.tgid),
-            Sort::Growth => growth,
+            Sort::Rss => size(Memory::resident),
+            Sort::Anon => size(|memory| memory.anon),
+            Sort::Swap => size(|memory| memory.swap),
+            Sort::Pid => -i64::from(self.who.tgid),
+            // A new process has grown by all it has.
+            Sort::Growth => self.growth.unwrap_or_else(|| size(Memory::resident)),
         }
     }
 }
 
 /// The columns of `-R`.
 const ALL: Group = 1;
+/// The column of `--sort growth`.
+const GROWTH: Group = 2;
 
-impl Row<17> for Sample {
-    const COLUMNS: [Column; 17] = [
+impl Row<18> for Sample {
+    const COLUMNS: [Column; 18] = [
         Column::new("TIME", "time", Unit::Time, 8, ALWAYS, "when the counters were read"),
         Column::new("PID", "pid", Unit::Id, 7, ALWAYS, "process (thread group)"),
         Column::new("COMM", "comm", Unit::Text, 15, ALWAYS, "name of the process"),
@@ -290,6 +299,7 @@ impl Row<17> for Sample {
         Column::new("VMPTE", "vm_pte", Unit::Size, 7, ALL, "page tables (VmPTE)"),
         Column::new("NVCSW", "nvcsw", Unit::Count, 8, ALL, "voluntary switches of the first thread"),
         Column::new("NIVCSW", "nivcsw", Unit::Count, 8, ALL, "involuntary switches of the first thread"),
+        Column::new("GROWTH", "growth", Unit::Size, 9, GROWTH, "change of SIZE since last seen"),
         Column::new(
             "ERROR",
             "rss_error",
@@ -300,7 +310,7 @@ impl Row<17> for Sample {
         ),
     ];
 
-    fn values(&self) -> [Value<'_>; 17] {
+    fn values(&self) -> [Value<'_>; 18] {
         let memory = self.memory.as_ref();
         let size = |of: fn(&Memory) -> u64| Value::bytes(memory.map(of));
         [
@@ -320,6 +330,7 @@ impl Row<17> for Sample {
             size(|m| m.page_tables),
             Value::count(self.nvcsw),
             Value::count(self.nivcsw),
+            self.growth.map_or(Value::Missing, Value::Change),
             size(|m| m.error),
         ]
     }
@@ -327,7 +338,7 @@ impl Row<17> for Sample {
 
 impl Tool for Procstat {
     const CHOICE: Option<&'static Choice> = Some(&CHOICE);
-    const COLUMNS: &'static [Column] = &<Sample as Row<17>>::COLUMNS;
+    const COLUMNS: &'static [Column] = &<Sample as Row<18>>::COLUMNS;
 
     fn run(self) -> Result<ExitCode> {
         let limits = (&self.limits).into();
@@ -351,7 +362,9 @@ impl Tool for Procstat {
 
 impl Procstat {
     fn groups(&self) -> Group {
-        if self.all_fields { ALL } else { 0 }
+        let all = if self.all_fields { ALL } else { 0 };
+        let growth = if self.sort == Sort::Growth { GROWTH } else { 0 };
+        all | growth
     }
 
     fn pace(&self) -> Pace {
@@ -384,8 +397,10 @@ impl Procstat {
         if let Some(shared) = open.maps.bss_data.as_deref_mut() {
             parts.store(&mut shared.rss_cpu_offset, &mut shared.rss_cpu_known);
         }
-        let mut skel =
-            open.load().context(|| format!("loading the programs of {}", plan.hook.name))?;
+        let mut skel = open
+            .load()
+            .context(|| format!("loading the programs of {}", plan.hook.name))
+            .map_err(rights::explain_refusal)?;
         target::fill_set(&skel.maps.target_set, &ctx.target)?;
         let ring = Ring::new(&skel.maps.events)?;
         let all = skel.progs.visit_all.attach().context(|| "attaching the task iterator")?;
@@ -400,7 +415,7 @@ impl Procstat {
             skel.maps.bss_data.take().ok_or_else(|| Error::failure("no data section is mapped"))?,
         );
         let lost = || shared.try_borrow().map_or(0, |shared| read_shared(&shared.lost_events));
-        let printer = Printer::stdout::<Sample, 17>((&self.output).into(), self.groups())?;
+        let printer = Printer::stdout::<Sample, 18>((&self.output).into(), self.groups())?;
         let run = Run { hook: plan.hook.name, notes, pace: self.pace(), lost: &lost };
         let mut shown = Shown::default();
         let mut fresh = Newest::default();
@@ -446,7 +461,7 @@ impl Procstat {
     }
 
     fn run_on_proc(&self, ctx: &Context, plan: &Plan) -> Result<()> {
-        let printer = Printer::stdout::<Sample, 17>((&self.output).into(), self.groups())?;
+        let printer = Printer::stdout::<Sample, 18>((&self.output).into(), self.groups())?;
         let run =
             Run { hook: plan.hook.name, notes: plan.notes(), pace: self.pace(), lost: &|| 0 };
         let split = rss::is_split(&ctx.kernel);
@@ -502,32 +517,30 @@ impl Procstat {
                 memory,
                 nvcsw: status.voluntary_ctxt_switches,
                 nivcsw: status.nonvoluntary_ctxt_switches,
+                growth: None,
             });
         }
         Ok(samples)
     }
 
-    /// Prints the samples whose memory is not what was last shown.
+    /// Prints the samples whose memory is not what was last seen.
     fn report(
         &self,
         shown: &mut Shown<Option<Memory>>,
         samples: impl Iterator<Item = Sample>,
         printer: &mut Printer,
     ) -> Result<()> {
-        let mut rows: Vec<(i128, Sample)> = samples
-            .filter_map(|sample| {
-                let before = shown.before_change(sample.who, &sample.memory)?;
-                let growth = resident(&sample.memory) - resident(&before.flatten());
-                Some((sample.key(self.sort, growth), sample))
-            })
-            .collect();
-        rows.sort_by(|(a, x), (b, y)| b.cmp(a).then(x.who.tgid.cmp(&y.who.tgid)));
-        rows.truncate(self.top.map_or(usize::MAX, |top| top as usize));
-        for (_, sample) in rows {
-            printer.row(&sample)?;
+        let mut rows = Vec::new();
+        for mut sample in samples {
+            let Some(before) = shown.before_change(sample.who, &sample.memory) else { continue };
+            sample.growth = before.map(|before| resident(&sample.memory) - resident(&before));
+            // What --top cuts off has been seen all the same.
             shown.set(sample.who, sample.memory);
+            rows.push(sample);
         }
-        Ok(())
+        rows.sort_by_key(|sample| (Reverse(sample.key(self.sort)), sample.who.tgid));
+        rows.truncate(self.top.map_or(usize::MAX, |top| top as usize));
+        rows.iter().try_for_each(|sample| printer.row(sample))
     }
 }
 
@@ -559,6 +572,7 @@ mod tests {
             memory: Some(memory),
             nvcsw: None,
             nivcsw: None,
+            growth: None,
         }
     }
 
@@ -580,10 +594,11 @@ mod tests {
         });
         full.nvcsw = Some(1009);
         full.nivcsw = Some(23);
+        full.growth = Some(-(12 << 10));
         let mut kthread = sample(2, 0);
         kthread.comm = "kthreadd".into();
         kthread.memory = None;
-        golden::<Sample, 17>("procstat", ALL, &[full, kthread]);
+        golden::<Sample, 18>("procstat", ALL | GROWTH, &[full, kthread]);
     }
 
     #[test]

@@ -47,6 +47,7 @@ use crate::output::describe;
 use crate::output::note;
 use crate::procfs::Pressure;
 use crate::procfs::ProcFs;
+use crate::rights;
 use crate::target::Target;
 use crate::time::WallTime;
 use crate::units::page_size;
@@ -71,6 +72,9 @@ const ZONES_PER_NODE: u32 = 8;
 /// per-CPU lists hold (pcp batch, mm/page_alloc.c).
 const LURE_PAGES: usize = 512;
 
+/// The reader finds its way through the nodes with type information.
+const TYPES: Need = Need::Field("pglist_data", "node_zonelists");
+
 static CHOICE: Choice = Choice {
     purpose: "to reach the kernel's memory counters",
     hooks: &[
@@ -90,21 +94,21 @@ static CHOICE: Choice = Choice {
             name: "kprobe:get_page_from_freelist",
             programs: &["read_nodes"],
             attach: &["learn_kprobe"],
-            needs: &[Need::Func("get_page_from_freelist"), Need::Kprobe, Need::TestRun],
+            needs: &[TYPES, Need::Func("get_page_from_freelist"), Need::Kprobe, Need::TestRun],
             loses: "",
         },
         Hook {
             name: "memcg:nodeinfo",
             programs: &["read_nodes", "learn_memcg"],
             attach: &[],
-            needs: &[Need::Field("mem_cgroup", "nodeinfo"), Need::TestRun],
+            needs: &[TYPES, Need::Field("mem_cgroup", "nodeinfo"), Need::TestRun],
             loses: "",
         },
         Hook {
             name: "ksym:node_data",
             programs: &["read_nodes", "learn_ksym"],
             attach: &[],
-            needs: &[Need::Symbol("node_data"), Need::TestRun],
+            needs: &[TYPES, Need::Symbol("node_data"), Need::TestRun],
             loses: "",
         },
         Hook {
@@ -140,26 +144,37 @@ pub struct Sysstat {
 
 const RATES: usize = 10;
 
-/// Lines of `/proc/vmstat` that are added up for each rate, in the order of the
-/// columns. pgpgin and pgpgout are counted in KiB, the rest in events or pages.
-const RATE_LINES: [&[&str]; RATES] = [
-    &["pgpgin"],
-    &["pgpgout"],
-    &["pgfault"],
-    &["pgmajfault"],
-    &["pgfree"],
-    &[
+/// How one rate is made of lines of `/proc/vmstat`.
+struct Lines {
+    plus: &'static [&'static str],
+    minus: &'static [&'static str],
+}
+
+const fn plus(plus: &'static [&'static str]) -> Lines {
+    Lines { plus, minus: &[] }
+}
+
+/// In the order of the columns. pgpgin and pgpgout are counted in KiB, the rest
+/// in events or pages. Scans and steals are taken by kind of page: the lines by
+/// cause leave out what a cgroup's limit causes, until 7.x.
+const RATE_LINES: [Lines; RATES] = [
+    plus(&["pgpgin"]),
+    plus(&["pgpgout"]),
+    plus(&["pgfault"]),
+    plus(&["pgmajfault"]),
+    plus(&["pgfree"]),
+    plus(&[
         "pgalloc_dma",
         "pgalloc_dma32",
         "pgalloc_normal",
         "pgalloc_movable",
         "pgalloc_high",
         "pgalloc_device",
-    ],
-    &["pgscan_kswapd"],
-    &["pgscan_direct", "pgscan_khugepaged", "pgscan_proactive"],
-    &["pgsteal_kswapd", "pgsteal_direct", "pgsteal_khugepaged", "pgsteal_proactive"],
-    &["pswpout"],
+    ]),
+    plus(&["pgscan_kswapd"]),
+    Lines { plus: &["pgscan_anon", "pgscan_file"], minus: &["pgscan_kswapd"] },
+    plus(&["pgsteal_anon", "pgsteal_file"]),
+    plus(&["pswpout"]),
 ];
 
 /// What changes between two readings.
@@ -174,14 +189,16 @@ impl Moving {
     fn read(procfs: &ProcFs) -> Result<Self> {
         let at = Instant::now();
         let vmstat = procfs.vmstat()?;
-        let sum = |lines: &[&str]| {
-            let present: Vec<u64> =
-                lines.iter().filter_map(|line| vmstat.get(*line).copied()).collect();
-            (!present.is_empty()).then(|| present.iter().sum())
+        let total = |lines: &[&str]| -> u64 {
+            lines.iter().filter_map(|line| vmstat.get(*line)).sum()
+        };
+        let sum = |lines: &Lines| {
+            let present = lines.plus.iter().any(|line| vmstat.contains_key(*line));
+            present.then(|| total(lines.plus).saturating_sub(total(lines.minus)))
         };
         Ok(Self {
             at,
-            counters: RATE_LINES.map(sum),
+            counters: RATE_LINES.each_ref().map(sum),
             pressure: procfs.pressure(),
         })
     }
@@ -402,8 +419,10 @@ impl Sysstat {
                 })?;
             }
         }
-        let mut skel =
-            open.load().context(|| format!("loading the programs of {}", plan.hook.name))?;
+        let mut skel = open
+            .load()
+            .context(|| format!("loading the programs of {}", plan.hook.name))
+            .map_err(rights::explain_refusal)?;
 
         let shared = skel.maps.bss_data.take().ok_or_else(|| Error::failure("no data section"))?;
         match plan.hook.name {
@@ -578,20 +597,23 @@ mod tests {
     #[test]
     fn the_hook_it_is_named_for_comes_first() {
         let function = [
+            TYPES,
             Need::KernelBtf,
             Need::Func("get_page_from_freelist"),
             Need::Fentry,
             Need::Kprobe,
             Need::TestRun,
         ];
-        let memcg = [Need::Field("mem_cgroup", "nodeinfo"), Need::TestRun];
+        let memcg = [TYPES, Need::Field("mem_cgroup", "nodeinfo"), Need::TestRun];
         let chosen = |has: &[Need]| plan(&KernelFacts::fake(has), &CHOICE, None).unwrap().hook.name;
         assert_eq!(chosen(&function), "fentry:get_page_from_freelist");
         let refused: Vec<Need> =
             function.into_iter().filter(|need| *need != Need::Fentry).collect();
         assert_eq!(chosen(&refused), "kprobe:get_page_from_freelist");
         assert_eq!(chosen(&memcg), "memcg:nodeinfo");
-        assert_eq!(chosen(&[Need::Symbol("node_data"), Need::TestRun]), "ksym:node_data");
+        assert_eq!(chosen(&[TYPES, Need::Symbol("node_data"), Need::TestRun]), "ksym:node_data");
+        let untyped = [Need::Symbol("node_data"), Need::TestRun, Need::Path("/proc/vmstat")];
+        assert_eq!(chosen(&untyped), "proc:vmstat");
         assert_eq!(chosen(&[Need::Path("/proc/vmstat")]), "proc:vmstat");
     }
 }

@@ -36,10 +36,9 @@ impl Writer for Csv {
                 Value::Missing => String::new(),
                 Value::Count(n) => n.to_string(),
                 Value::Signed(n) => n.to_string(),
-                Value::Bytes(n) => match unit.number(*n) {
-                    Number::Whole(n) => n.to_string(),
-                    Number::Fraction(x) => x.to_string(),
-                },
+                Value::Bytes(n) => size(unit, *n),
+                Value::Change(n) if *n < 0 => format!("-{}", size(unit, n.unsigned_abs())),
+                Value::Change(n) => size(unit, n.unsigned_abs()),
                 Value::Real(x) => x.to_string(),
                 Value::Text(text) => text.to_string(),
                 Value::Time(time) => time.rfc3339(),
@@ -49,6 +48,13 @@ impl Writer for Csv {
 
     fn end(&mut self, _: &mut dyn Write, _: &Summary) -> io::Result<()> {
         Ok(())
+    }
+}
+
+fn size(unit: SizeUnit, bytes: u64) -> String {
+    match unit.number(bytes) {
+        Number::Whole(n) => n.to_string(),
+        Number::Fraction(x) => x.to_string(),
     }
 }
 

@@ -32,15 +32,25 @@ impl Json {
         Self { keys, columns, unit }
     }
 
+    fn size(&self, out: &mut dyn Write, bytes: u64) -> io::Result<()> {
+        match self.unit.number(bytes) {
+            Number::Whole(n) => write!(out, "{n}"),
+            Number::Fraction(x) => real(out, x),
+        }
+    }
+
     fn value(&self, out: &mut dyn Write, value: &Value<'_>) -> io::Result<()> {
         match value {
             Value::Missing => out.write_all(b"null"),
             Value::Count(n) => write!(out, "{n}"),
             Value::Signed(n) => write!(out, "{n}"),
-            Value::Bytes(n) => match self.unit.number(*n) {
-                Number::Whole(n) => write!(out, "{n}"),
-                Number::Fraction(x) => real(out, x),
-            },
+            Value::Bytes(n) => self.size(out, *n),
+            Value::Change(n) => {
+                if *n < 0 {
+                    out.write_all(b"-")?;
+                }
+                self.size(out, n.unsigned_abs())
+            }
             Value::Real(x) => real(out, *x),
             Value::Text(text) => Ok(serde_json::to_writer(out, text)?),
             Value::Time(time) => write!(out, "\"{}\"", time.rfc3339()),

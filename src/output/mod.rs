@@ -121,6 +121,8 @@ pub enum Value<'row> {
     Signed(i64),
     /// A size in bytes.
     Bytes(u64),
+    /// A change of size in bytes.
+    Change(i64),
     /// A number with a fraction.
     Real(f64),
     /// Words.
@@ -173,7 +175,7 @@ pub struct Header {
 pub struct Summary {
     /// Rows written.
     pub rows: u64,
-    /// Events received from the kernel, or readings taken.
+    /// Events received through a ring.
     pub events: u64,
     /// Events that happened and could not be delivered.
     pub lost: u64,

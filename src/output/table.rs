@@ -106,6 +106,10 @@ impl Table {
             Value::Count(n) => n.to_string(),
             Value::Signed(n) => n.to_string(),
             Value::Bytes(n) => self.unit.text(*n),
+            Value::Change(n) => {
+                let sign = if *n < 0 { "-" } else { "+" };
+                format!("{sign}{}", self.unit.text(n.unsigned_abs()))
+            }
             Value::Real(x) if column.unit == Unit::Percent => format!("{x:.1}"),
             Value::Real(x) => format!("{x:.0}"),
             Value::Text(text) => printable(text),

@@ -5,6 +5,7 @@ use std::env;
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
+use std::process::Command;
 
 use libtest_mimic::Completion;
 use libtest_mimic::Failed;
@@ -48,4 +49,17 @@ pub fn if_supported(feature: &str, found: bool, body: impl FnOnce() -> Outcome) 
         }
         (false, false) => Ok(Completion::ignored_with(format!("{} has no `{feature}`", name()))),
     }
+}
+
+/// Swaps to zram from now on; once for all tests.
+pub fn zram_swap() -> bool {
+    let swapping = || fs::read_to_string("/proc/swaps").is_ok_and(|text| text.contains("zram"));
+    if swapping() {
+        return true;
+    }
+    let shell = "echo 268435456 > /sys/block/zram0/disksize && \
+                 mkswap /dev/zram0 >/dev/null && swapon /dev/zram0";
+    Path::new("/sys/block/zram0").exists()
+        && Command::new("sh").args(["-c", shell]).status().is_ok_and(|status| status.success())
+        && swapping()
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
 
 /// The numbers of `/proc/PID/status`, by name; sizes in KiB.
 pub type Status = HashMap<String, u64>;
@@ -56,9 +55,4 @@ pub fn counters_are_split() -> bool {
 /// Page size in KiB.
 pub fn page_kib() -> u64 {
     rustix::param::page_size() as u64 / 1024
-}
-
-/// Whether a file exists.
-pub fn exists(path: &str) -> bool {
-    Path::new(path).exists()
 }

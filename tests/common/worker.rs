@@ -150,6 +150,18 @@ impl State {
                 region.write();
                 self.anon.push(region);
             }
+            // One page in each 2 MiB: each takes a page table of its own.
+            "sparse" => {
+                let apart = 2 << 20;
+                let region =
+                    Region::map(n * apart / page(), ProtFlags::READ | ProtFlags::WRITE, None);
+                region.no_huge_pages();
+                for offset in (0..region.bytes).step_by(apart) {
+                    // SAFETY: within the region.
+                    unsafe { region.at.add(offset).write_volatile(1) };
+                }
+                self.others.push(region);
+            }
             "huge" => {
                 let region = Region::map(n, ProtFlags::READ | ProtFlags::WRITE, None);
                 // SAFETY: the range was just mapped and belongs to nobody else.

@@ -27,7 +27,8 @@ fn finding(all: &[Value], subject: &str) -> Value {
 
 fn agrees_with_the_commands() -> Outcome {
     let all = rows(&["doctor"]);
-    for command in ["procstat", "sysstat"] {
+    for entry in mem_watcher::cmd::ENTRIES.iter().filter(|entry| entry.choice.is_some()) {
+        let command = entry.name;
         let row = finding(&all, command);
         check_eq!(row["verdict"].as_str(), Some("works"), "{command}: {row}");
         let watcher = Watcher::start(&[command, "-n", "1"]);

@@ -10,7 +10,6 @@
 use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
 use libtest_mimic::Failed;
@@ -25,6 +24,7 @@ use crate::common::Outcome;
 use crate::common::PASS;
 use crate::common::kernels::if_supported;
 use crate::common::kernels::is_guest;
+use crate::common::kernels::zram_swap;
 use crate::common::oracle;
 use crate::common::oracle::Status;
 use crate::common::test;
@@ -265,20 +265,6 @@ fn swap() -> Outcome {
         worker.end();
         PASS
     })
-}
-
-/// Swaps to zram from now on; once for all tests.
-fn zram_swap() -> bool {
-    let swapping =
-        || fs::read_to_string("/proc/swaps").is_ok_and(|text| text.contains("zram"));
-    if swapping() {
-        return true;
-    }
-    let shell = "echo 268435456 > /sys/block/zram0/disksize && \
-                 mkswap /dev/zram0 >/dev/null && swapon /dev/zram0";
-    oracle::exists("/sys/block/zram0")
-        && Command::new("sh").args(["-c", shell]).status().is_ok_and(|status| status.success())
-        && swapping()
 }
 
 fn huge_pages() -> Outcome {
@@ -571,8 +557,35 @@ fn sorting() -> Outcome {
         check!(values.len() <= 7, "--top 7 gave {}", values.len());
         check!(values.windows(2).all(|pair| pair[0] >= pair[1]), "--sort {sort}: {values:?}");
     }
+    growth_is_what_a_process_gained()?;
     let values = by("pid", "pid");
     check!(values.windows(2).all(|pair| pair[0] < pair[1]), "--sort pid: {values:?}");
+    PASS
+}
+
+fn growth_is_what_a_process_gained() -> Outcome {
+    let mut workers = [Worker::start(), Worker::start()];
+    workers[0].ask("anon 4001");
+    let list = format!("{},{}", workers[0].pid(), workers[1].pid());
+    let args = ["procstat", "--sort", "growth", "--top", "1", "-i", "0.2", "-P", &list];
+    let watcher = Watcher::start(&args);
+    let first = watcher.next(PATIENCE).ok_or("no first list")?;
+    check_eq!(first["pid"].as_u64(), Some(workers[0].pid().into()), "the larger one: {first}");
+    check!(first["growth_kib"].is_null(), "not seen before: {first}");
+    // The smaller one was cut off by --top and still counts as seen.
+    workers[1].ask("anon 1511");
+    let grown = watcher
+        .wait_for(|row| row["growth_kib"].as_i64().is_some_and(|kib| kib > 0))
+        .map_err(|rows| Failed::from(format!("no growth in {rows:?}")))?;
+    check_eq!(grown["pid"].as_u64(), Some(workers[1].pid().into()), "who grew: {grown}");
+    let mut gained = grown["growth_kib"].as_u64().expect("a number");
+    let wanted = 1511 * oracle::page_kib();
+    // On the way, it may be seen more than once.
+    while gained < wanted {
+        let row = watcher.next(PATIENCE).ok_or_else(|| format!("{gained} of {wanted} KiB"))?;
+        gained += row["growth_kib"].as_u64().unwrap_or(0);
+    }
+    check!(gained <= wanted + 64 * oracle::page_kib(), "{gained} KiB where {wanted} are due");
     PASS
 }
 

@@ -22,6 +22,7 @@ use crate::common::PASS;
 use crate::common::kernels::if_supported;
 use crate::common::kernels::is_guest;
 use crate::common::kernels::must_support;
+use crate::common::kernels::zram_swap;
 use crate::common::oracle;
 use crate::common::test;
 use crate::common::watcher::PATIENCE;
@@ -60,6 +61,7 @@ pub fn tests() -> Vec<Trial> {
         test("sysstat: every column moves with what it counts", columns_move),
         test("sysstat: a row for each node, of that node", per_node),
         test("sysstat: rates are those of /proc/vmstat", rates),
+        test("sysstat: what a cgroup's limit reclaims is counted", limited_cgroup),
         test("sysstat: nothing stays attached to the allocator", nothing_attached),
     ]);
     tests
@@ -267,8 +269,9 @@ fn against_meminfo() -> Outcome {
 }
 
 /// What a worker is told, and by how many KiB which column must change.
-const MOVES: [(&str, &[(&str, i64)]); 12] = [
-    ("anon 16384", &[("anon_pages", 60 << 10), ("free", -(60 << 10)), ("page_tables", 100)]),
+const MOVES: [(&str, &[(&str, i64)]); 13] = [
+    ("anon 16384", &[("anon_pages", 60 << 10), ("free", -(60 << 10))]),
+    ("sparse 1024", &[("page_tables", 3 << 10)]),
     ("tmpfs 4096", &[("shmem", 15 << 10)]),
     ("locked 2048", &[("unevictable", 7 << 10)]),
     ("file 4096", &[("mapped", 15 << 10)]),
@@ -488,6 +491,44 @@ fn rates() -> Outcome {
     worker.end();
     drop(watcher);
     PASS
+}
+
+/// A cgroup of 40 MiB in which 80 MiB are written: its own accounting says how
+/// many pages were taken from it.
+fn limited_cgroup() -> Outcome {
+    let folder = "/sys/fs/cgroup/mem_watcher_limited";
+    let ready = is_guest()
+        && zram_swap()
+        && fs::create_dir(folder).is_ok()
+        && fs::write(format!("{folder}/memory.max"), "40M").is_ok();
+    if_supported("memcg", ready, || {
+        let stolen = || {
+            let text = fs::read_to_string(format!("{folder}/memory.stat"))?;
+            let line = text.lines().find_map(|line| line.strip_prefix("pgsteal "));
+            line.and_then(|n| n.parse::<f64>().ok()).ok_or(std::io::ErrorKind::NotFound.into())
+        };
+        let mut worker = Worker::start();
+        fs::write(format!("{folder}/cgroup.procs"), worker.pid().to_string())?;
+        let watcher = Watcher::start(&["sysstat", "--rates", "-i", "0.5"]);
+        let mut time = moment(&watcher.next(PATIENCE).ok_or("no row")?);
+        worker.ask("anon 20480");
+        let truth: f64 = stolen().map_err(|error: std::io::Error| error.to_string())?;
+        check!(truth > 8192.0, "the limit took {truth} pages only");
+        let mut counted = 0.0;
+        let end = Instant::now() + PATIENCE;
+        while counted < truth * 0.95 {
+            check!(Instant::now() < end, "{counted} pages of {truth} in {folder}");
+            let row = watcher.next(PATIENCE).ok_or("no row")?;
+            let now = moment(&row);
+            counted += row["pages_reclaimed_per_s"].as_f64().ok_or("no rate")? * (now - time);
+            time = now;
+        }
+        check!(counted <= truth * 1.10 + 512.0, "{counted} pages, the cgroup lost {truth}");
+        worker.end();
+        drop(watcher);
+        fs::remove_dir(folder)?;
+        PASS
+    })
 }
 
 /// Seconds of the day of a row's time, which is RFC 3339.

@@ -15,7 +15,7 @@
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20); /* bytes; --ring-size changes it before load */
+	__uint(max_entries, 1 << 20); /* bytes; --ring-kib changes it before load */
 } events SEC(".maps");
 
 /* Events that happened and could not be delivered. Read by the engine. */
