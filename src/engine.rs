@@ -35,6 +35,9 @@ use crate::output::note;
 /// and the clock are looked at.
 const BATCH: usize = 4096;
 
+/// How long a run that ends goes on emptying a ring that is still being filled.
+const LAST_DRAIN: Duration = Duration::from_millis(200);
+
 /// What the closure of [`stream`] is called with.
 pub enum Step<E> {
     /// An event, in the order of the ring.
@@ -249,7 +252,7 @@ impl<'run> Session<'run> {
             let until = end.map_or(due, |end| end.min(due));
             let ready = self.wait(ring, &targets, until)?;
             if let Some(ring) = ring {
-                self.drain(ring, &mut each)?;
+                self.drain(ring, until, &mut each)?;
             }
             if self.run.pace.by_row && self.has_rows(limits.count) {
                 return Ok(());
@@ -281,7 +284,7 @@ impl<'run> Session<'run> {
                 }
                 if self.run.pace.at_end && now < due {
                     if let Some(ring) = ring {
-                        self.drain(ring, &mut each)?;
+                        self.drain(ring, Instant::now() + LAST_DRAIN, &mut each)?;
                     }
                     each(Step::Report, &mut self.printer)?;
                     self.after_report()?;
@@ -291,10 +294,12 @@ impl<'run> Session<'run> {
         }
     }
 
-    /// Empties the ring, batch by batch, unless a signal asks for the end.
+    /// Empties the ring, batch by batch, unless a signal asks for the end or
+    /// `until` comes: a ring that fills as fast as it is read has no end.
     fn drain<E: Event>(
         &mut self,
         ring: &Ring,
+        until: Instant,
         each: &mut impl FnMut(Step<E>, &mut Printer) -> Result<()>,
     ) -> Result<()> {
         loop {
@@ -307,7 +312,7 @@ impl<'run> Session<'run> {
                     return Ok(());
                 }
             }
-            if !full || self.ctx.stop.is_set() {
+            if !full || self.ctx.stop.is_set() || Instant::now() >= until {
                 return Ok(());
             }
         }

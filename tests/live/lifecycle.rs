@@ -205,6 +205,7 @@ fn two_capabilities() -> Outcome {
             continue;
         }
         check_eq!(output.status.code(), Some(3), "{args:?}: {stderr}");
+        check!(stderr.contains("locked-memory limit"), "does not say what to do: {stderr}");
         return if_supported("two_caps", false, || PASS);
     }
     PASS
