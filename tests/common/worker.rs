@@ -223,7 +223,8 @@ impl State {
                 }
             }
             "pagein" => self.anon.iter().for_each(Region::read),
-            "threads" => self.start_threads(n),
+            "threads" => self.start_threads(n, |i| i + 1),
+            "crowd" => self.start_threads(n, |_| 1),
             "fork" => self.fork(n),
             "reap" => self.reap(),
             // Written and read twice, which makes a page active on the classical lists.
@@ -274,7 +275,8 @@ impl State {
                 }
             }
             // A second thread that holds the memory when the first one leaves.
-            "second" => self.start_threads(n),
+            "share" => self.share(),
+            "second" => self.start_threads(n, |i| i + 1),
             "leave" => {
                 // SAFETY: ends this thread only; the others never touch its stack.
                 unsafe { libc::syscall(libc::SYS_exit, 0) };
@@ -291,15 +293,15 @@ impl State {
         "done".into()
     }
 
-    /// Threads that touch as many pages as their number and then wait for ever.
-    fn start_threads(&mut self, n: usize) {
+    /// Threads that touch `pages(their number)` pages and then wait for ever.
+    fn start_threads(&mut self, n: usize, pages: fn(usize) -> usize) {
         let touched = Arc::new(Barrier::new(n + 1));
         for i in 0..n {
             let touched = Arc::clone(&touched);
             thread::Builder::new()
                 .stack_size(256 << 10)
                 .spawn(move || {
-                    let region = Region::map(i + 1, ProtFlags::READ | ProtFlags::WRITE, None);
+                    let region = Region::map(pages(i), ProtFlags::READ | ProtFlags::WRITE, None);
                     region.no_huge_pages();
                     region.write();
                     touched.wait();
@@ -330,6 +332,30 @@ impl State {
                 _ => panic!("fork: {}", std::io::Error::last_os_error()),
             }
         }
+    }
+
+    /// Another process with the same memory, which is no thread of this one.
+    fn share(&mut self) {
+        extern "C" fn wait_for_ever(_: *mut libc::c_void) -> libc::c_int {
+            loop {
+                // SAFETY: no arguments, no memory.
+                unsafe { libc::pause() };
+            }
+        }
+        let stack = Region::map(16, ProtFlags::READ | ProtFlags::WRITE, None);
+        // SAFETY: the child has a stack of its own, which stays mapped until it
+        // has been reaped, and does nothing but wait.
+        let pid = unsafe {
+            libc::clone(
+                wait_for_ever,
+                stack.at.add(stack.bytes).cast(),
+                libc::CLONE_VM | libc::SIGCHLD,
+                ptr::null_mut(),
+            )
+        };
+        assert!(pid > 0, "clone: {}", std::io::Error::last_os_error());
+        self.children.push(pid);
+        self.others.push(stack);
     }
 
     fn reap(&mut self) {

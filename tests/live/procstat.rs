@@ -59,6 +59,8 @@ pub fn tests() -> Vec<Trial> {
         test("procstat: huge pages", huge_pages),
         test("procstat: 2000 processes, each with its own count", two_thousand),
         test("procstat: processes that exit at once", short_lived),
+        test("procstat: more threads than are walked before 6.2", crowd),
+        test("procstat: memory shared with a process that is no thread", sharers),
         test("procstat: a process whose first thread has left", leader_left),
         test("procstat: a CPU that comes online while running", cpu_hotplug),
         test("procstat: kernel threads only when asked for", kernel_threads),
@@ -345,6 +347,42 @@ fn short_lived() -> Outcome {
     let (code, _, stderr) = watcher.stop();
     fs::remove_file(&link)?;
     check_eq!(code, Some(0), "{stderr}");
+    PASS
+}
+
+/// RSS_MAX_THREADS of rss.bpf.h is 768: beyond, a row says how far off it may be.
+fn crowd() -> Outcome {
+    let mut worker = Worker::start();
+    worker.ask("crowd 907");
+    let text = worker.pid().to_string();
+    let row = rows(&["procstat", "-n", "1", "-P", text.as_str()]).remove(0);
+    let truth = oracle::smaps_rollup(worker.pid()).ok_or("smaps_rollup")?;
+    let error = row["rss_error_kib"].as_u64().ok_or("no bound")?;
+    check_eq!(error > 0, oracle::counters_are_split(), "the bound is stated where due: {row}");
+    let anon = row["rss_anon_kib"].as_u64().ok_or("no number")?;
+    check!(
+        anon.abs_diff(truth["Anonymous"]) <= error,
+        "RSSANON {anon} is off by more than {error} from {}",
+        truth["Anonymous"]
+    );
+    worker.end();
+    PASS
+}
+
+/// Before 6.2 another process with the same memory keeps counts of its own.
+fn sharers() -> Outcome {
+    let mut worker = Worker::start();
+    worker.ask("anon 997");
+    worker.ask("share");
+    let text = worker.pid().to_string();
+    let row = rows(&["procstat", "-n", "1", "-P", text.as_str()]).remove(0);
+    let truth = oracle::smaps_rollup(worker.pid()).ok_or("smaps_rollup")?;
+    let error = row["rss_error_kib"].as_u64().ok_or("no bound")?;
+    check_eq!(error > 0, oracle::counters_are_split(), "the bound is stated where due: {row}");
+    let anon = row["rss_anon_kib"].as_u64().ok_or("no number")?;
+    check!(anon.abs_diff(truth["Anonymous"]) <= error, "{anon} of {truth:?}, bound {error}");
+    worker.ask("reap");
+    worker.end();
     PASS
 }
 

@@ -66,10 +66,17 @@ static __always_inline void rss_add_cpus(struct percpu_counter *fbc, struct rss 
 	}
 }
 
-/* <= 6.1: what each thread of the group has not yet handed to the mm. */
-static __always_inline void rss_add_threads(struct task_struct *leader, struct rss *rss)
+/*
+ * <= 6.1: what each thread of the group has not yet handed to the mm. Tasks that
+ * are not added, beyond the walk's bound or in other processes that share the
+ * mm (vfork, CLONE_VM alone), are in the error bound.
+ */
+static __always_inline void rss_add_threads(struct task_struct *leader, struct mm_struct *mm,
+					    struct rss *rss)
 {
 	struct signal_struct *signal = BPF_CORE_READ(leader, signal);
+	int users = mm->mm_users.counter;
+	int added = 0;
 	struct list_head *head =
 		(void *)signal + bpf_core_field_offset(struct signal_struct, thread_head);
 	struct list_head *node = BPF_CORE_READ(head, next);
@@ -79,19 +86,16 @@ static __always_inline void rss_add_threads(struct task_struct *leader, struct r
 		int part[RSS_COUNTERS] = {};
 
 		if (!node || node == head)
-			return;
+			break;
 		thread = (void *)node - bpf_core_field_offset(struct task_struct, thread_node);
 		bpf_core_read(part, sizeof(part), &thread->rss_stat.count);
 		for (int i = 0; i < RSS_COUNTERS; i++)
 			rss->pages[i] += part[i];
+		added++;
 		node = BPF_CORE_READ(node, next);
 	}
-	if (node && node != head) {
-		int threads = BPF_CORE_READ(signal, nr_threads);
-
-		if (threads > RSS_MAX_THREADS)
-			rss->error_pages = (threads - RSS_MAX_THREADS) * RSS_TASK_CACHE_PAGES;
-	}
+	if (users > added)
+		rss->error_pages = (users - added) * RSS_TASK_CACHE_PAGES;
 }
 
 static __always_inline void rss_read(struct task_struct *leader, struct mm_struct *mm,
@@ -102,7 +106,7 @@ static __always_inline void rss_read(struct task_struct *leader, struct mm_struc
 		struct mm_struct___split *old = (void *)mm;
 
 		bpf_core_read(rss->pages, sizeof(rss->pages), &old->rss_stat.count);
-		rss_add_threads(leader, rss);
+		rss_add_threads(leader, mm, rss);
 	} else {
 		struct percpu_counter *fbc =
 			(void *)mm + bpf_core_field_offset(struct mm_struct, rss_stat);
