@@ -62,6 +62,7 @@ pub fn tests() -> Vec<Trial> {
         test("sysstat: a row for each node, of that node", per_node),
         test("sysstat: rates are those of /proc/vmstat", rates),
         test("sysstat: what a cgroup's limit reclaims is counted", limited_cgroup),
+        test("sysstat: the swap cache moves its column", swap_cache),
         test("sysstat: nothing stays attached to the allocator", nothing_attached),
     ]);
     tests
@@ -527,6 +528,38 @@ fn limited_cgroup() -> Outcome {
         worker.end();
         drop(watcher);
         fs::remove_dir(folder)?;
+        PASS
+    })
+}
+
+/// Pages that two processes share leave for swap when their cgroup is squeezed;
+/// read back by one of them, they stay in the swap cache for the other.
+fn swap_cache() -> Outcome {
+    let folder = "/sys/fs/cgroup/mem_watcher_squeezed";
+    let ready = is_guest() && zram_swap() && fs::create_dir(folder).is_ok();
+    if_supported("swap", ready, || {
+        let cached = || {
+            let row = rows(&["sysstat", "-R", "-n", "1"]).remove(0);
+            row["swap_cached_kib"].as_u64().ok_or(format!("no number in {row}"))
+        };
+        let before = cached()?;
+        let mut worker = Worker::start();
+        fs::write(format!("{folder}/cgroup.procs"), worker.pid().to_string())?;
+        worker.ask("anon 8192");
+        worker.ask("fork 1");
+        fs::write(format!("{folder}/memory.max"), "16M")?;
+        worker.ask("pagein");
+        let (low, ours, high) =
+            (oracle::meminfo()["SwapCached"], cached()?, oracle::meminfo()["SwapCached"]);
+        worker.ask("reap");
+        worker.end();
+        fs::remove_dir(folder)?;
+        check!(ours >= before + 256, "{before} KiB before, {ours} after; the kernel says {low}");
+        let slack = slack_kib();
+        check!(
+            ours + slack >= low.min(high) && ours <= low.max(high) + slack,
+            "{ours} KiB, the kernel says {low} to {high}"
+        );
         PASS
     })
 }
