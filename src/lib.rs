@@ -22,6 +22,7 @@ pub mod kernel;
 pub mod output;
 pub mod percpu;
 pub mod procfs;
+pub mod rates;
 pub mod rights;
 pub mod rss;
 pub mod shown;

@@ -2,8 +2,6 @@
 
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
-use std::time::Duration;
-use std::time::Instant;
 
 use ::procfs::Meminfo;
 use clap::Args;
@@ -45,8 +43,9 @@ use crate::output::Unit;
 use crate::output::Value;
 use crate::output::describe;
 use crate::output::note;
-use crate::procfs::Pressure;
 use crate::procfs::ProcFs;
+use crate::rates::Moving;
+use crate::rates::Rates;
 use crate::rights;
 use crate::target::Target;
 use crate::time::WallTime;
@@ -140,91 +139,6 @@ pub struct Sysstat {
     output: OutputArgs,
     #[command(flatten)]
     kernel: KernelArgs,
-}
-
-const RATES: usize = 10;
-
-/// How one rate is made of lines of `/proc/vmstat`.
-struct Lines {
-    plus: &'static [&'static str],
-    minus: &'static [&'static str],
-}
-
-const fn plus(plus: &'static [&'static str]) -> Lines {
-    Lines { plus, minus: &[] }
-}
-
-/// In the order of the columns. pgpgin and pgpgout are counted in KiB, the rest
-/// in events or pages. Scans and steals are taken by kind of page: the lines by
-/// cause leave out what a cgroup's limit causes, until 7.x.
-const RATE_LINES: [Lines; RATES] = [
-    plus(&["pgpgin"]),
-    plus(&["pgpgout"]),
-    plus(&["pgfault"]),
-    plus(&["pgmajfault"]),
-    plus(&["pgfree"]),
-    plus(&[
-        "pgalloc_dma",
-        "pgalloc_dma32",
-        "pgalloc_normal",
-        "pgalloc_movable",
-        "pgalloc_high",
-        "pgalloc_device",
-    ]),
-    plus(&["pgscan_kswapd"]),
-    Lines { plus: &["pgscan_anon", "pgscan_file"], minus: &["pgscan_kswapd"] },
-    plus(&["pgsteal_anon", "pgsteal_file"]),
-    plus(&["pswpout"]),
-];
-
-/// What changes between two readings.
-#[derive(Debug)]
-struct Moving {
-    at: Instant,
-    counters: [Option<u64>; RATES],
-    pressure: Option<Pressure>,
-}
-
-impl Moving {
-    fn read(procfs: &ProcFs) -> Result<Self> {
-        let at = Instant::now();
-        let vmstat = procfs.vmstat()?;
-        let total = |lines: &[&str]| -> u64 {
-            lines.iter().filter_map(|line| vmstat.get(*line)).sum()
-        };
-        let sum = |lines: &Lines| {
-            let present = lines.plus.iter().any(|line| vmstat.contains_key(*line));
-            present.then(|| total(lines.plus).saturating_sub(total(lines.minus)))
-        };
-        Ok(Self {
-            at,
-            counters: RATE_LINES.each_ref().map(sum),
-            pressure: procfs.pressure(),
-        })
-    }
-
-    fn since(&self, before: &Moving) -> Rates {
-        let elapsed = self.at.duration_since(before.at).max(Duration::from_micros(1));
-        let seconds = elapsed.as_secs_f64();
-        let mut per_second = [None; RATES];
-        for (i, rate) in per_second.iter_mut().enumerate() {
-            *rate = self.counters[i]
-                .zip(before.counters[i])
-                .map(|(now, then)| now.saturating_sub(then) as f64 / seconds);
-        }
-        let share = |of: fn(&Pressure) -> u64| {
-            let (now, then) = (self.pressure.as_ref()?, before.pressure.as_ref()?);
-            Some(100.0 * of(now).saturating_sub(of(then)) as f64 / (seconds * 1e6))
-        };
-        Rates { per_second, some: share(|psi| psi.some_us), full: share(|psi| psi.full_us) }
-    }
-}
-
-#[derive(Clone, Debug, Default)]
-struct Rates {
-    per_second: [Option<f64>; RATES],
-    some: Option<f64>,
-    full: Option<f64>,
 }
 
 struct Sample {
@@ -573,25 +487,6 @@ mod tests {
         sample.rates.per_second[2] = Some(1511.0);
         sample.rates.some = Some(0.25);
         golden::<Sample, 40>("sysstat", ALL | RATE, &[sample]);
-    }
-
-    #[test]
-    fn rates_are_per_second_and_missing_where_one_reading_is() {
-        let at = Instant::now();
-        let moving = |at, pgfault, some_us| Moving {
-            at,
-            counters: {
-                let mut counters = [None; RATES];
-                counters[2] = Some(pgfault);
-                counters
-            },
-            pressure: Some(Pressure { some_us, full_us: 0 }),
-        };
-        let before = moving(at, 1000, 5);
-        let rates = moving(at + Duration::from_secs(2), 1014, 500_005).since(&before);
-        assert_eq!(rates.per_second[2], Some(7.0));
-        assert_eq!(rates.per_second[0], None);
-        assert_eq!(rates.some, Some(25.0));
     }
 
     #[test]
