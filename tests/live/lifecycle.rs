@@ -24,6 +24,7 @@ use crate::check_eq;
 use crate::common::Outcome;
 use crate::common::PASS;
 use crate::common::kernels::if_supported;
+use crate::common::kernels::is_guest;
 use crate::common::kernels::must_support;
 use crate::common::test;
 use crate::common::watcher::PATIENCE;
@@ -53,6 +54,7 @@ pub fn tests() -> Vec<Trial> {
         test("lifecycle: one of them alone is not, and is told apart", one_capability),
         test("lifecycle: a hook that cannot attach here names those that can", wrong_hook),
         test("lifecycle: in a container, PIDs that mean others are refused", container),
+        test("lifecycle: without built-in type information", no_btf),
         test("lifecycle: --btf takes the kernel's own information as a file", btf_file),
     ]
 }
@@ -264,6 +266,28 @@ fn container() -> Outcome {
     let all = inside(&["procstat", "-n", "1"])?;
     let stderr = String::from_utf8_lossy(&all.stderr);
     check!(stderr.contains("those of the host"), "{stderr}");
+    PASS
+}
+
+/// A kernel without BTF is one whose file is not there: a guest's is covered up.
+fn no_btf() -> Outcome {
+    let folder = "/sys/kernel/btf";
+    let kept = "/tmp/kept.btf";
+    let hidden = is_guest()
+        && std::fs::copy("/sys/kernel/btf/vmlinux", kept).is_ok()
+        && Command::new("mount").args(["-t", "tmpfs", "none", folder]).status()?.success();
+    if !hidden {
+        return if_supported("btf_hiding", false, || PASS);
+    }
+    let hook = |args: &[&str]| Watcher::start(args).header["hook"].clone();
+    let procstat = hook(&["procstat", "-n", "1"]);
+    let sysstat = hook(&["sysstat", "-n", "1"]);
+    let with_file = hook(&["sysstat", "-n", "1", "--btf", kept]);
+    let shown = Command::new("umount").arg(folder).status()?.success();
+    check!(shown, "the kernel's own file is back");
+    check_eq!(procstat, "proc:status", "procstat");
+    check_eq!(sysstat, "proc:vmstat", "sysstat");
+    check_eq!(with_file, "kprobe:get_page_from_freelist", "sysstat with --btf");
     PASS
 }
 
