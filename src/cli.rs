@@ -12,6 +12,8 @@ use crate::cmd::Command;
 use crate::context::Limits;
 use crate::error::Result;
 use crate::output::Format;
+use crate::output::StackFormat;
+use crate::output::StackStyle;
 use crate::output::Style;
 use crate::procfs::ProcFs;
 use crate::target::Target;
@@ -111,6 +113,27 @@ impl From<&OutputArgs> for Style {
     }
 }
 
+/// How a command that counts by stack prints.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Output")]
+pub struct StackFormatArgs {
+    /// Format of the rows, or of the profile written at the end instead
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
+    pub output: StackFormat,
+    /// Write there and not to standard output
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    /// Unit of sizes
+    #[arg(long, value_enum, value_name = "UNIT", default_value = "auto")]
+    pub unit: SizeUnit,
+}
+
+impl From<&StackFormatArgs> for StackStyle {
+    fn from(args: &StackFormatArgs) -> Self {
+        Self { format: args.output, unit: SizeUnit::Auto, file: args.file.clone() }
+    }
+}
+
 /// How to reach the kernel.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Kernel")]
@@ -199,6 +222,26 @@ mod tests {
         for bad in ["0", "3", "6", "-4", "x", "2097152"] {
             assert!(ring_kib(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn stack_formats_come_with_a_file() {
+        #[derive(Parser)]
+        struct Options {
+            #[command(flatten)]
+            format: StackFormatArgs,
+        }
+        let style = |arguments: &[&str]| {
+            let arguments = [&["x"], arguments].concat();
+            Options::try_parse_from(arguments).map(|options| StackStyle::from(&options.format))
+        };
+        let default = style(&[]).unwrap();
+        assert_eq!((default.format, default.file), (StackFormat::Table, None));
+        assert_eq!(default.unit, SizeUnit::Auto);
+        let pprof = style(&["-o", "pprof", "--file", "a.pb.gz", "--unit", "kib"]).unwrap();
+        assert_eq!((pprof.format, pprof.file), (StackFormat::Pprof, Some("a.pb.gz".into())));
+        assert_eq!(pprof.unit, SizeUnit::Kib);
+        assert!(style(&["-o", "svg"]).is_err());
     }
 
     #[test]

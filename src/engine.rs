@@ -44,6 +44,8 @@ pub enum Step<E> {
     Event(E),
     /// An interval is over.
     Report,
+    /// The run is over; what it was for can be written.
+    End,
 }
 
 /// How reports are timed and counted.
@@ -141,9 +143,12 @@ pub fn stream<E: Event>(
     run: Run<'_>,
     ring: &Ring,
     printer: Printer,
-    each: impl FnMut(Step<E>, &mut Printer) -> Result<()>,
+    mut each: impl FnMut(Step<E>, &mut Printer) -> Result<()>,
 ) -> Result<()> {
-    Session::begin(ctx, run, printer)?.finish(|session| session.drive(Some(ring), each))
+    Session::begin(ctx, run, printer)?.finish(|session| {
+        session.drive(Some(ring), &mut each)?;
+        each(Step::End, &mut session.printer)
+    })
 }
 
 /// Runs until the end with a reading every interval.

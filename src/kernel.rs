@@ -13,7 +13,9 @@ use std::path::PathBuf;
 
 use libbpf_rs::AsRawLibbpf as _;
 use libbpf_rs::ObjectBuilder;
+use libbpf_rs::OpenProgramMut;
 use libbpf_rs::ProgramMut;
+use libbpf_rs::UprobeMultiOpts;
 use libbpf_rs::btf::Btf;
 use libbpf_rs::btf::BtfType;
 use libbpf_rs::btf::types;
@@ -25,6 +27,7 @@ use libbpf_rs::skel::SkelBuilder as _;
 use crate::error::Context as _;
 use crate::error::Error;
 use crate::error::Result;
+use crate::uprobe;
 
 #[allow(missing_docs, clippy::all, clippy::restriction, unreachable_pub)]
 mod trial {
@@ -60,6 +63,14 @@ pub enum Need {
     TestRun,
     /// The task iterator (5.8).
     TaskIter,
+    /// A probe on an instruction of a program (perf's `uprobe`).
+    Uprobe,
+    /// One link for many such probes (6.6).
+    UprobeMulti,
+    /// The same, with one program for a function's entry and return (6.13).
+    UprobeSession,
+    /// Memory of a BPF program's own beside each thread (5.11).
+    TaskStorage,
     /// A file or folder, for example of `/proc`.
     Path(&'static str),
 }
@@ -77,6 +88,10 @@ impl fmt::Display for Need {
             Need::Kprobe => f.write_str("kprobes"),
             Need::TestRun => f.write_str("running a BPF program on demand"),
             Need::TaskIter => f.write_str("the task iterator"),
+            Need::Uprobe => f.write_str("uprobes"),
+            Need::UprobeMulti => f.write_str("uprobe links of many places"),
+            Need::UprobeSession => f.write_str("uprobe sessions"),
+            Need::TaskStorage => f.write_str("task storage"),
             Need::Path(path) => write!(f, "`{path}`"),
         }
     }
@@ -225,15 +240,42 @@ impl KernelFacts {
                 })
             }),
             Need::Symbol(name) => self.symbol(name),
-            Need::ReadKernel => trial("try_read", |_| Ok(())),
-            Need::TestRun => trial("try_read", |program| {
-                program.test_run(libbpf_rs::ProgramInput::default())?;
-                Ok(())
-            }),
-            Need::Fentry => trial("try_fentry", attach_once),
+            Need::Uprobe => trial(
+                "try_uprobe",
+                |_| (),
+                |program| {
+                    let (path, offset) = landmark()?;
+                    drop(program.attach_uprobe(false, own_pid(), path, offset)?);
+                    Ok(())
+                },
+            ),
+            Need::UprobeMulti => try_many(libbpf_sys::BPF_TRACE_UPROBE_MULTI),
+            Need::UprobeSession => try_many(libbpf_sys::BPF_TRACE_UPROBE_SESSION),
+            Need::TaskStorage => trial(
+                "try_storage",
+                |_| (),
+                |program| {
+                    // It loads where storage is known, and finds some where the
+                    // kernel can also allocate it.
+                    match program.test_run(libbpf_rs::ProgramInput::default())?.return_value {
+                        1 => Ok(()),
+                        _ => Err(Error::failure("the kernel allocates none")),
+                    }
+                },
+            ),
+            Need::ReadKernel => trial("try_read", |_| (), |_| Ok(())),
+            Need::TestRun => trial(
+                "try_read",
+                |_| (),
+                |program| {
+                    program.test_run(libbpf_rs::ProgramInput::default())?;
+                    Ok(())
+                },
+            ),
+            Need::Fentry => trial("try_fentry", |_| (), attach_once),
             Need::Kprobe => {
                 if Path::new("/sys/bus/event_source/devices/kprobe/type").exists() {
-                    trial("try_kprobe", attach_once)
+                    trial("try_kprobe", |_| (), attach_once)
                 } else {
                     Answer::No("the kernel was built without kprobes".into())
                 }
@@ -320,14 +362,24 @@ fn has_member(btf: &Btf<'_>, ty: &types::Struct<'_>, name: &str, depth: u32) -> 
     })
 }
 
-/// Loads one program of the trial object and has `then` do something with it.
-fn trial(name: &str, then: impl FnOnce(&ProgramMut<'_>) -> Result<()>) -> Answer {
+/// Loads one program of the trial object, after `before` has set it up, and has
+/// `then` do something with it.
+fn trial(
+    name: &str,
+    before: impl FnOnce(&OpenProgramMut<'_>),
+    then: impl FnOnce(&ProgramMut<'_>) -> Result<()>,
+) -> Answer {
     let tried = || -> Result<()> {
         let mut storage = MaybeUninit::uninit();
         let mut skel = trial::TrialSkelBuilder::default().open(&mut storage)?;
+        let mut before = Some(before);
+        skel.maps.try_threads.set_autocreate(name == "try_storage")?;
         for mut candidate in skel.open_object_mut().progs_mut() {
             let chosen = candidate.name() == name;
             candidate.set_autoload(chosen);
+            if let (true, Some(before)) = (chosen, before.take_if(|_| chosen)) {
+                before(&candidate);
+            }
         }
         let skel = skel.load()?;
         let mut programs = skel.object().progs_mut();
@@ -346,6 +398,42 @@ fn trial(name: &str, then: impl FnOnce(&ProgramMut<'_>) -> Result<()>) -> Answer
 fn attach_once(program: &ProgramMut<'_>) -> Result<()> {
     drop(program.attach()?);
     Ok(())
+}
+
+/// One link of many probes, here one, of the given type of attachment.
+fn try_many(kind: libbpf_sys::bpf_attach_type) -> Answer {
+    trial(
+        "try_uprobe",
+        |program| uprobe::set_attach_type(program, kind),
+        |program| {
+            let (path, offset) = landmark()?;
+            let session = kind == libbpf_sys::BPF_TRACE_UPROBE_SESSION;
+            let opts = UprobeMultiOpts { offsets: vec![offset], session, ..Default::default() };
+            drop(program.attach_uprobe_multi_with_opts(own_pid(), path, "", opts)?);
+            Ok(())
+        },
+    )
+}
+
+/// A function of this program that nobody calls, to put probes on: its file
+/// and where in it.
+fn landmark() -> Result<(PathBuf, usize)> {
+    #[inline(never)]
+    extern "C" fn nobody_calls_this() {
+        std::hint::black_box(());
+    }
+    let path = PathBuf::from("/proc/self/exe");
+    let address = std::hint::black_box(nobody_calls_this as extern "C" fn()) as usize as u64;
+    let maps = procfs::process::Process::myself().and_then(|me| me.maps());
+    let maps = maps.map_err(|error| Error::failure(format!("reading own mappings: {error}")))?;
+    let map = maps.iter().find(|map| (map.address.0..map.address.1).contains(&address));
+    let offset = map.map(|map| address - map.address.0 + map.offset);
+    let offset = offset.ok_or_else(|| Error::failure("own code is not mapped"))?;
+    Ok((path, usize::try_from(offset).unwrap_or(usize::MAX)))
+}
+
+fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
 }
 
 /// The innermost cause, which is the kernel's own word.

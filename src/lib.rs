@@ -11,22 +11,32 @@
 //! Each command is one file in [`cmd`] and one in `src/bpf`; everything it
 //! shares with others lives in a module named after what it does.
 
+pub mod allocators;
 pub mod attach;
+pub mod batch;
+pub mod child;
 pub mod cli;
 pub mod cmd;
 pub mod context;
+pub mod elf;
 pub mod engine;
 pub mod error;
 pub mod event;
+pub mod frame;
 pub mod kernel;
+pub mod maps;
 pub mod output;
 pub mod percpu;
 pub mod procfs;
+pub mod prologue;
+pub mod ranges;
 pub mod rates;
 pub mod rights;
 pub mod rss;
 pub mod shown;
+pub mod symbols;
 pub mod target;
 pub mod time;
 pub mod units;
+pub mod uprobe;
 pub mod vmstat;

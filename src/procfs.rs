@@ -135,6 +135,11 @@ impl ProcFs {
         text.trim().parse().map_err(|_| Error::failure(format!("odd pid_max `{}`", text.trim())))
     }
 
+    /// `/proc/<pid>`; `None` if the process has gone.
+    pub fn task(&self, pid: i32) -> Option<Process> {
+        Process::new_with_root(self.root.join(format!("proc/{pid}"))).ok()
+    }
+
     /// `/proc/<pid>/status`; `None` if the process has gone.
     pub fn status(&self, pid: i32) -> Option<Status> {
         Process::new_with_root(self.root.join(format!("proc/{pid}"))).ok()?.status().ok()
@@ -147,6 +152,11 @@ impl ProcFs {
             Process::new_with_root(self.root.join(format!("proc/{pid}"))).ok()?.stat().ok()?;
         let ticks = rustix::param::clock_ticks_per_second().max(1);
         Some(stat.starttime.saturating_mul(1_000_000_000 / ticks))
+    }
+
+    /// The path of an entry below `/proc/<pid>`.
+    pub fn process(&self, pid: u32, entry: &str) -> PathBuf {
+        self.root.join(format!("proc/{pid}/{entry}"))
     }
 
     /// The cgroup v2 path of a process; `None` if it has gone.

@@ -33,3 +33,25 @@ int try_read(void *ctx)
 	bpf_probe_read_kernel(&word, sizeof(word), (void *)bpf_get_current_task());
 	return 7;
 }
+
+/* Attached to a function of the watcher's own that nobody calls. */
+SEC("uprobe")
+int try_uprobe(void *ctx)
+{
+	return 0;
+}
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u64);
+} try_threads SEC(".maps");
+
+/* Whether task storage can be had: known to the kernel and allocated. */
+SEC("raw_tp")
+int try_storage(void *ctx)
+{
+	return bpf_task_storage_get(&try_threads, bpf_get_current_task_btf(), NULL,
+				    BPF_LOCAL_STORAGE_GET_F_CREATE) != NULL;
+}

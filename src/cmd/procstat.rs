@@ -431,6 +431,7 @@ impl Procstat {
                     return Ok(());
                 }
                 Step::Report if self.every_switch => return Ok(()),
+                Step::End => return Ok(()),
                 Step::Report => {
                     let first = reports == 0 && !self.no_initial;
                     let sweep = reports % SWEEP == SWEEP - 1;

@@ -9,6 +9,7 @@ use super::Header;
 use super::Summary;
 use super::Value;
 use super::Writer;
+use super::stack;
 use crate::units::Number;
 use crate::units::SizeUnit;
 
@@ -42,6 +43,7 @@ impl Writer for Csv {
                 Value::Real(x) => x.to_string(),
                 Value::Text(text) => text.to_string(),
                 Value::Time(time) => time.rfc3339(),
+                Value::Stack(frames) => stack::folded(frames),
             }),
         )
     }

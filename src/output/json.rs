@@ -12,6 +12,7 @@ use super::SCHEMA;
 use super::Summary;
 use super::Value;
 use super::Writer;
+use super::stack;
 use crate::units::Number;
 use crate::units::SizeUnit;
 
@@ -54,6 +55,7 @@ impl Json {
             Value::Real(x) => real(out, *x),
             Value::Text(text) => Ok(serde_json::to_writer(out, text)?),
             Value::Time(time) => write!(out, "\"{}\"", time.rfc3339()),
+            Value::Stack(frames) => Ok(serde_json::to_writer(out, &stack::json(frames))?),
         }
     }
 }
@@ -81,6 +83,21 @@ impl Writer for Json {
     fn row(&mut self, out: &mut dyn Write, values: &[&Value<'_>]) -> io::Result<()> {
         for (key, value) in self.keys.iter().zip(values) {
             out.write_all(key.as_bytes())?;
+            self.value(out, value)?;
+        }
+        out.write_all(b"}\n")
+    }
+
+    /// What is missing is left out: these objects are seldom and mixed.
+    fn figures(
+        &mut self,
+        out: &mut dyn Write,
+        columns: &[Column],
+        values: &[Value<'_>],
+    ) -> io::Result<()> {
+        let there = columns.iter().zip(values).filter(|(_, value)| **value != Value::Missing);
+        for (i, (column, value)) in there.enumerate() {
+            write!(out, "{}\"{}\":", if i == 0 { '{' } else { ',' }, column.full_key(self.unit))?;
             self.value(out, value)?;
         }
         out.write_all(b"}\n")

@@ -1,19 +1,30 @@
 //! Rows to text. One table of columns per tool gives the table for people, CSV
-//! and JSON; nothing here knows a tool, BPF or a kernel.
+//! and JSON; commands that count by stack can write profiles instead. Nothing
+//! here knows a tool, BPF or a kernel.
 
 mod csv;
 mod json;
+mod pprof;
+pub mod profile;
+mod stack;
 mod table;
 
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::BufWriter;
+use std::io::IsTerminal as _;
 use std::io::Write;
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use self::profile::Kind;
+use self::profile::Profile;
+use self::profile::ProfileWriter;
 use crate::error::Context as _;
+use crate::error::Error;
 use crate::error::Result;
+use crate::frame::Frame;
 use crate::time::WallTime;
 use crate::units::SizeUnit;
 
@@ -30,6 +41,48 @@ pub enum Format {
     Json,
     /// Comma-separated values with a header line.
     Csv,
+}
+
+/// How a command that counts by stack writes (`-o`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum StackFormat {
+    /// Aligned columns for people, each stack below its row.
+    #[default]
+    Table,
+    /// One JSON object a line.
+    Json,
+    /// Comma-separated values with a header line.
+    Csv,
+    /// One line for each stack, for flame graph programs; at the end.
+    Folded,
+    /// A flame graph, as SVG for a browser; at the end.
+    Flamegraph,
+    /// A profile for `pprof` and viewers that read its format; at the end.
+    Pprof,
+}
+
+impl StackFormat {
+    /// The format of rows; `None`: none are written.
+    fn rows(self) -> Option<Format> {
+        match self {
+            StackFormat::Table => Some(Format::Table),
+            StackFormat::Json => Some(Format::Json),
+            StackFormat::Csv => Some(Format::Csv),
+            StackFormat::Folded | StackFormat::Flamegraph | StackFormat::Pprof => None,
+        }
+    }
+
+    /// What must not be written to this terminal.
+    fn refuse_terminal(self) -> Result<()> {
+        let name = match self {
+            StackFormat::Flamegraph => "flamegraph",
+            StackFormat::Pprof => "pprof",
+            _ => return Ok(()),
+        };
+        Err(Error::usage(format!(
+            "`-o {name}` is not for a terminal: give `--file PATH` or redirect the output"
+        )))
+    }
 }
 
 /// What a column holds; decides its alignment, its text and its key's suffix.
@@ -49,6 +102,8 @@ pub enum Unit {
     PerSecond,
     /// A share of one hundred; the key ends in `_percent`.
     Percent,
+    /// A stack: below the row in a table, folded in CSV, an array in JSON.
+    Stack,
 }
 
 /// Which selection of columns a column belongs to. Tools combine these.
@@ -129,6 +184,8 @@ pub enum Value<'row> {
     Text(Cow<'row, str>),
     /// A moment.
     Time(WallTime),
+    /// A stack, innermost frame first; empty: it was lost.
+    Stack(Cow<'row, [Frame]>),
 }
 
 impl Value<'_> {
@@ -188,6 +245,29 @@ trait Writer {
     fn begin(&mut self, out: &mut dyn Write, header: &Header) -> std::io::Result<()>;
     fn row(&mut self, out: &mut dyn Write, values: &[&Value<'_>]) -> std::io::Result<()>;
     fn end(&mut self, out: &mut dyn Write, summary: &Summary) -> std::io::Result<()>;
+
+    /// A line for people between rows.
+    fn remark(&mut self, _out: &mut dyn Write, _text: &str) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    /// Figures beside the rows, with columns of their own.
+    fn figures(
+        &mut self,
+        _out: &mut dyn Write,
+        _columns: &[Column],
+        _values: &[Value<'_>],
+    ) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether rows are written at all.
+    fn wants_rows(&self) -> bool {
+        true
+    }
+
+    /// Takes what is written at the end.
+    fn profile(&mut self, _profile: Profile) {}
 }
 
 /// How the printer was asked to write.
@@ -199,9 +279,22 @@ pub struct Style {
     pub unit: SizeUnit,
 }
 
+/// How the printer of a command that counts by stack was asked to write.
+#[derive(Clone, Debug, Default)]
+pub struct StackStyle {
+    /// Rows or a profile.
+    pub format: StackFormat,
+    /// The unit of sizes.
+    pub unit: SizeUnit,
+    /// Where to; `None`: standard output.
+    pub file: Option<PathBuf>,
+}
+
 /// Writes rows to one output in one format.
 pub struct Printer {
     out: Box<dyn Write>,
+    /// What is being done with `out`, for errors.
+    writing: String,
     writer: Box<dyn Writer>,
     shown: Vec<usize>,
     rows: u64,
@@ -214,13 +307,51 @@ impl Printer {
     /// # Errors
     /// Standard output is not usable.
     pub fn stdout<R: Row<N>, const N: usize>(style: Style, groups: Group) -> Result<Self> {
-        let out = rustix::io::dup(rustix::stdio::stdout()).context(|| "opening standard output")?;
-        Ok(Self::new::<R, N>(
-            Box::new(BufWriter::with_capacity(1 << 16, File::from(out))),
-            style,
-            groups,
-            table::Screen::of_stdout(),
-        ))
+        Ok(Self::new::<R, N>(buffered(stdout()?), style, groups, table::Screen::of_stdout()))
+    }
+
+    /// The same for a command that counts by stack, which may write a profile
+    /// instead of rows, and to a file.
+    ///
+    /// # Errors
+    /// The file cannot be made, or the format is not for a terminal.
+    pub fn of_stacks<R: Row<N>, const N: usize>(style: &StackStyle, groups: Group) -> Result<Self> {
+        let (out, screen) = match &style.file {
+            Some(path) => {
+                let file = File::create(path).context(|| format!("making `{}`", path.display()))?;
+                (file, table::Screen::of_file())
+            }
+            None => {
+                if std::io::stdout().is_terminal() {
+                    style.format.refuse_terminal()?;
+                }
+                (stdout()?, table::Screen::of_stdout())
+            }
+        };
+        let mut printer = Self::of_stacks_to::<R, N>(buffered(out), style, groups, screen);
+        if let Some(path) = &style.file {
+            printer.writing = format!("writing `{}`", path.display());
+        }
+        Ok(printer)
+    }
+
+    fn of_stacks_to<R: Row<N>, const N: usize>(
+        out: Box<dyn Write>,
+        style: &StackStyle,
+        groups: Group,
+        screen: table::Screen,
+    ) -> Self {
+        let rows = style.format.rows().unwrap_or_default();
+        let rows = Style { format: rows, unit: style.unit };
+        let mut printer = Self::new::<R, N>(out, rows, groups, screen);
+        let kind = match style.format {
+            StackFormat::Folded => Kind::Folded,
+            StackFormat::Flamegraph => Kind::Flamegraph,
+            StackFormat::Pprof => Kind::Pprof,
+            StackFormat::Table | StackFormat::Json | StackFormat::Csv => return printer,
+        };
+        printer.writer = Box::new(ProfileWriter::new(kind));
+        printer
     }
 
     fn new<R: Row<N>, const N: usize>(
@@ -243,7 +374,8 @@ impl Printer {
             Format::Json => Box::new(json::Json::new(columns, style.unit)),
             Format::Csv => Box::new(csv::Csv::new(columns, style.unit)),
         };
-        Self { out, writer, shown, rows: 0 }
+        let writing = "writing to standard output".to_owned();
+        Self { out, writing, writer, shown, rows: 0 }
     }
 
     /// Writes what comes before the first row.
@@ -251,7 +383,7 @@ impl Printer {
     /// # Errors
     /// Standard output cannot be written.
     pub fn begin(&mut self, header: &Header) -> Result<()> {
-        self.writer.begin(&mut self.out, header).context(|| "writing to standard output")
+        self.writer.begin(&mut self.out, header).context(|| &*self.writing)
     }
 
     /// Writes one row.
@@ -259,11 +391,50 @@ impl Printer {
     /// # Errors
     /// Standard output cannot be written.
     pub fn row<R: Row<N>, const N: usize>(&mut self, row: &R) -> Result<()> {
+        if !self.wants_rows() {
+            return Ok(());
+        }
         let values = row.values();
         let shown: Vec<&Value<'_>> = self.shown.iter().map(|&i| &values[i]).collect();
-        self.writer.row(&mut self.out, &shown).context(|| "writing to standard output")?;
+        self.writer.row(&mut self.out, &shown).context(|| &*self.writing)?;
         self.rows += 1;
         Ok(())
+    }
+
+    /// Writes a line for people between rows. Tables only: for programs,
+    /// everything is in columns.
+    ///
+    /// # Errors
+    /// The output cannot be written.
+    pub fn remark(&mut self, text: &str) -> Result<()> {
+        self.writer.remark(&mut self.out, text).context(|| &*self.writing)
+    }
+
+    /// Writes figures that are no row of the table and have columns of their own:
+    /// a JSON object. For people the same is a [`Printer::remark`].
+    ///
+    /// # Errors
+    /// The output cannot be written.
+    pub fn figures<R: Row<N>, const N: usize>(&mut self, row: &R) -> Result<()> {
+        let values = row.values();
+        self.writer.figures(&mut self.out, &R::COLUMNS, &values).context(|| &*self.writing)
+    }
+
+    /// Whether rows are written: where they are not, they are ignored, and need
+    /// not be made.
+    pub fn wants_rows(&self) -> bool {
+        self.writer.wants_rows()
+    }
+
+    /// Whether a profile is written at the end instead of rows.
+    pub fn wants_profile(&self) -> bool {
+        !self.wants_rows()
+    }
+
+    /// Gives what is written at the end; the last one counts. Ignored where
+    /// rows are written.
+    pub fn profile(&mut self, profile: Profile) {
+        self.writer.profile(profile);
     }
 
     /// Hands everything written so far to the reader.
@@ -271,7 +442,7 @@ impl Printer {
     /// # Errors
     /// Standard output cannot be written.
     pub fn flush(&mut self) -> Result<()> {
-        self.out.flush().context(|| "writing to standard output")
+        self.out.flush().context(|| &*self.writing)
     }
 
     /// Rows written so far.
@@ -284,9 +455,18 @@ impl Printer {
     /// # Errors
     /// Standard output cannot be written.
     pub fn end(&mut self, summary: &Summary) -> Result<()> {
-        self.writer.end(&mut self.out, summary).context(|| "writing to standard output")?;
+        self.writer.end(&mut self.out, summary).context(|| &*self.writing)?;
         self.flush()
     }
+}
+
+fn stdout() -> Result<File> {
+    let out = rustix::io::dup(rustix::stdio::stdout()).context(|| "opening standard output")?;
+    Ok(File::from(out))
+}
+
+fn buffered(out: File) -> Box<dyn Write> {
+    Box::new(BufWriter::with_capacity(1 << 16, out))
 }
 
 /// Prints one line on standard error. Notes, warnings and the summary go here;

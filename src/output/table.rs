@@ -1,6 +1,7 @@
 //! Aligned columns for people. The heading is repeated once a screenful, as
 //! vmstat does. On a terminal narrower than the row, each row is folded into
 //! several lines under an equally folded heading; elsewhere a row is one line.
+//! A stack follows its row, one line for each function.
 
 use std::io;
 use std::io::IsTerminal;
@@ -13,6 +14,7 @@ use super::Summary;
 use super::Unit;
 use super::Value;
 use super::Writer;
+use super::stack;
 use crate::units::SizeUnit;
 
 /// What the table is printed on.
@@ -48,10 +50,18 @@ impl Screen {
         let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         Self { width, height, colour }
     }
+
+    /// A file: never folded, no colour.
+    pub(super) fn of_file() -> Self {
+        Self { width: None, height: DEFAULT_HEIGHT, colour: false }
+    }
 }
 
 pub(super) struct Table {
+    /// Those beside one another: all but stacks.
     columns: Vec<Column>,
+    /// Which value of a row each of them shows.
+    places: Vec<usize>,
     unit: SizeUnit,
     screen: Screen,
     /// Which columns stand on each line of a row.
@@ -62,8 +72,11 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn new(columns: Vec<Column>, unit: SizeUnit, screen: Screen) -> Self {
+        let beside = columns.into_iter().enumerate();
+        let beside = beside.filter(|(_, column)| column.unit != Unit::Stack);
+        let (places, columns): (Vec<usize>, Vec<Column>) = beside.unzip();
         let lines = fold(&columns, screen.width);
-        Self { columns, unit, screen, lines, since_heading: None }
+        Self { columns, places, unit, screen, lines, since_heading: None }
     }
 
     fn heading(&self, out: &mut dyn Write) -> io::Result<()> {
@@ -114,6 +127,8 @@ impl Table {
             Value::Real(x) => format!("{x:.0}"),
             Value::Text(text) => printable(text),
             Value::Time(time) => time.short(),
+            // Below the row; in a column of its own it would break the table.
+            Value::Stack(_) => String::new(),
         }
     }
 }
@@ -134,8 +149,16 @@ impl Writer for Table {
             }
         };
         for line in &self.lines {
-            let text = self.line(line, |i| self.cell(&self.columns[i], values[i]));
+            let text = self.line(line, |i| self.cell(&self.columns[i], values[self.places[i]]));
             writeln!(out, "{}", text.trim_end())?;
+        }
+        // Not counted for the heading: between long stacks it would only be in
+        // the way.
+        for value in values {
+            let Value::Stack(frames) = value else { continue };
+            for line in stack::lines(frames) {
+                writeln!(out, "    {line}")?;
+            }
         }
         self.since_heading = Some(printed + per_row);
         Ok(())
@@ -143,6 +166,10 @@ impl Writer for Table {
 
     fn end(&mut self, _: &mut dyn Write, _: &Summary) -> io::Result<()> {
         Ok(())
+    }
+
+    fn remark(&mut self, out: &mut dyn Write, text: &str) -> io::Result<()> {
+        writeln!(out, "# {}", printable(text))
     }
 }
 
@@ -171,6 +198,6 @@ fn fold(columns: &[Column], limit: Option<usize>) -> Vec<Range<usize>> {
 }
 
 /// A process may choose any name; control characters must not reach a terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
