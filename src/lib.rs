@@ -24,6 +24,7 @@ pub mod error;
 pub mod event;
 pub mod frame;
 pub mod kernel;
+pub mod leak;
 pub mod maps;
 pub mod output;
 pub mod percpu;

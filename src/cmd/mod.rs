@@ -39,6 +39,8 @@ macro_rules! commands {
 
         /// What to show.
         #[derive(Debug, clap::Subcommand)]
+        // One of them is made, once.
+        #[allow(clippy::large_enum_variant)]
         pub enum Command {
             $(
                 #[allow(missing_docs)]
@@ -72,6 +74,7 @@ macro_rules! commands {
 commands! {
     procstat => Procstat,
     sysstat => Sysstat,
+    memleak => Memleak,
     doctor => Doctor,
 }
 
@@ -94,8 +97,8 @@ mod tests {
 
     use super::*;
 
-    /// BPF objects that serve a layer below the commands.
-    const SHARED: [&str; 2] = ["percpu", "trial"];
+    /// BPF objects that are not named after a command.
+    const OTHERS: [&str; 3] = ["memleak_kernel", "percpu", "trial"];
 
     fn stems(folder: &str, suffix: &str) -> BTreeSet<String> {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
@@ -115,7 +118,7 @@ mod tests {
             .iter()
             .filter(|entry| entry.choice.is_some())
             .map(|entry| entry.name.to_owned())
-            .chain(SHARED.map(str::to_owned))
+            .chain(OTHERS.map(str::to_owned))
             .collect();
         let mut modules = stems("src/cmd", ".rs");
         modules.remove("mod");

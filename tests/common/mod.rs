@@ -2,7 +2,9 @@
 //! memory, the kernel's own accounting, and the rules for skipping.
 
 pub mod kernels;
+pub mod leak;
 pub mod oracle;
+pub mod target;
 pub mod watcher;
 pub mod worker;
 

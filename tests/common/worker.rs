@@ -48,17 +48,22 @@ impl Worker {
 
     /// The same, from a copy of this program under another name.
     pub fn start_as(program: &Path) -> Self {
-        let mut child = Command::new(program)
-            .arg(FLAG)
+        Self::spawn(Command::new(program).arg(FLAG)).0
+    }
+
+    /// Starts any program that obeys and answers alike; with what it said
+    /// first.
+    pub fn spawn(command: &mut Command) -> (Self, String) {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("starting a worker");
+            .unwrap_or_else(|error| panic!("starting {command:?}: {error}"));
         let to = child.stdin.take();
         let from = BufReader::new(child.stdout.take().expect("piped"));
         let mut worker = Self { child, to, from };
-        worker.hear();
-        worker
+        let greeting = worker.hear();
+        (worker, greeting)
     }
 
     /// Its process id.
@@ -84,6 +89,12 @@ impl Worker {
         self.from.read_line(&mut line).expect("reading from the worker");
         assert!(line.ends_with('\n'), "the worker has died after {line:?}");
         line.trim_end().to_owned()
+    }
+
+    /// Kills it and waits for its end.
+    pub fn kill(mut self) {
+        self.child.kill().expect("killing the worker");
+        self.child.wait().expect("waiting for the worker");
     }
 
     /// Lets it exit and waits for that.
@@ -117,7 +128,8 @@ pub fn become_one_if_asked() {
         let mut words = line.split_whitespace();
         let order = words.next().unwrap_or_default();
         let n = words.next().map_or(0, |word| word.parse().expect("a number"));
-        say(state.obey(order, n));
+        let size = words.next().map_or(0, |word| word.parse().expect("a number"));
+        say(state.obey(order, n, size));
     }
     drop(state);
     std::process::exit(0);
@@ -133,6 +145,7 @@ struct State {
     files: Vec<File>,
     folders: Vec<PathBuf>,
     pipes: Vec<(OwnedFd, OwnedFd)>,
+    boxes: Vec<Box<[u8]>>,
 }
 
 struct Region {
@@ -142,7 +155,7 @@ struct Region {
 }
 
 impl State {
-    fn obey(&mut self, order: &str, n: usize) -> String {
+    fn obey(&mut self, order: &str, n: usize, size: usize) -> String {
         match order {
             "anon" => {
                 let region = Region::map(n, ProtFlags::READ | ProtFlags::WRITE, None);
@@ -268,7 +281,7 @@ impl State {
             }
             // Pages that no counter of the kernel names: 16 in each pipe.
             "filled" => {
-                self.obey("pipes", n);
+                self.obey("pipes", n, 0);
                 for (_, to) in &self.pipes {
                     let data = vec![3; 16 * page()];
                     assert_eq!(rustix::io::write(to, &data), Ok(data.len()), "filling a pipe");
@@ -284,6 +297,16 @@ impl State {
             // As many voluntary context switches.
             "sleep" => (0..n).for_each(|_| thread::sleep(Duration::from_micros(50))),
             "name" => rustix::thread::set_name(c"a-name-longer-").expect("name"),
+            // Answers with the bytes and blocks of the heap that it now holds
+            // for this.
+            "boxes" => {
+                assert!(self.boxes.is_empty(), "boxes once at a time");
+                self.boxes = Vec::with_capacity(n);
+                self.boxes.extend((0..n).map(|_| leak_box(size)));
+                let list = self.boxes.capacity() * size_of::<Box<[u8]>>();
+                return format!("{} {}", n * size + list, n + 1);
+            }
+            "unbox" => self.boxes = Vec::new(),
             "usage" => {
                 let usage = usage();
                 return format!("{} {}", usage.0, usage.1);
@@ -376,6 +399,12 @@ impl Drop for State {
             let _ = std::fs::remove_dir_all(folder);
         }
     }
+}
+
+/// A name to look for in stacks.
+#[inline(never)]
+fn leak_box(size: usize) -> Box<[u8]> {
+    black_box(vec![7; size].into_boxed_slice())
 }
 
 fn read_twice(file: &mut File, pages: usize) {

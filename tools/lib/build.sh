@@ -55,6 +55,35 @@ mw_artifact() {
     echo "$path"
 }
 
+# mw_build_targets: builds the programs of tests/targets, and prints their folder. Heard only when something is wrong.
+mw_build_targets() {
+    local folder=$MW_ROOT/target/targets
+    need_packages build targets
+    (cd "$MW_ROOT/tests/targets" && make --silent OUT="$folder") >&2 || return
+    echo "$folder"
+}
+
+# mw_targets_are_built: whether building them again would do nothing.
+mw_targets_are_built() {
+    (cd "$MW_ROOT/tests/targets" && make --question OUT="$MW_ROOT/target/targets")
+}
+
+# mw_libraries_of FILE...: every library these programs and libraries are linked with and the dynamic linkers that load
+# them, as the paths they are looked for at.
+mw_libraries_of() {
+    local file loader
+    for file in "$@"; do
+        # A library names no dynamic linker: those here are made for the C library's own.
+        loader=$(readelf --program-headers "$file" 2>/dev/null | sed -n 's/.*program interpreter: \(.*\)]/\1/p')
+        if [ -n "$loader" ]; then
+            echo "$loader"
+            "$loader" --list "$file"
+        elif [[ $file == *.so ]]; then
+            ldd "$file"
+        fi
+    done | sed -nE 's/^([^ ]+)$/\1/p; s/.* => (\/[^ ]+) .*/\1/p' | sort -u
+}
+
 # A toolchain of the minimal kind lacks these two.
 need_lints() {
     local part

@@ -41,6 +41,7 @@ need_packages() {
 packages_of() {
     case $1 in
         build) echo clang make gcc libc6-dev pkg-config libelf-dev zlib1g-dev ;; # where libelf.a needs zstd, libelf-dev brings it
+        targets) echo g++ libjemalloc-dev libgoogle-perftools-dev libmimalloc-dev musl-tools systemtap-sdt-dev ;;
         lint) echo clang-format shellcheck ;;
         kernel) echo xz-utils debian-archive-keyring ;;
         vm) echo qemu-system-x86 busybox-static cpio kmod ;;

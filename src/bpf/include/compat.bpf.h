@@ -46,4 +46,87 @@ static __always_inline bool rss_is_split(void)
 	return bpf_core_field_exists(((struct mm_rss_stat___split *)0)->count);
 }
 
+/*
+ * The allocation tracepoints. What a program finds in its context follows from
+ * the trace event of the same name, whose type is in BTF.
+ *
+ * >= 6.1: kmalloc (call_site, ptr, bytes_req, bytes_alloc, gfp, node),
+ * kmem_cache_alloc (call_site, ptr, cache, gfp, node); each for any node, with a
+ * class of its own (11e9734bcb6a "mm/slab_common: unify NUMA and UMA version of
+ * tracepoints").
+ *
+ * 6.0: both (call_site, ptr, cache, bytes_req, bytes_alloc, gfp), and a second
+ * event of each kind for allocations on a chosen node (b347aa7b5747 "mm/tracing:
+ * add 'accounted' entry into output of allocation tracepoints").
+ *
+ * <= 5.19: the same without the cache. Delete the older two when 6.1 is the
+ * oldest kernel supported.
+ */
+struct trace_event_raw_kmem_alloc___shared {
+	bool accounted;
+} __attribute__((preserve_access_index));
+
+static __always_inline bool alloc_events_share_a_class(void)
+{
+	return bpf_core_type_exists(struct trace_event_raw_kmem_alloc___shared);
+}
+
+static __always_inline bool alloc_events_have_cache(void)
+{
+	return bpf_core_field_exists(((struct trace_event_raw_kmem_alloc___shared *)0)->accounted);
+}
+
+/*
+ * percpu_alloc_percpu begins with call_site since 5.19 (f67bed134a05
+ * "percpu: improve percpu_alloc_percpu event trace"). Delete the older form with 5.18.
+ */
+struct trace_event_raw_percpu_alloc_percpu___sited {
+	size_t bytes_alloc;
+} __attribute__((preserve_access_index));
+
+static __always_inline bool percpu_event_has_call_site(void)
+{
+	return bpf_core_field_exists(
+		((struct trace_event_raw_percpu_alloc_percpu___sited *)0)->bytes_alloc);
+}
+
+/*
+ * The cache an object belongs to, in the first page of its slab, until 5.16.
+ * struct slab has it since, in the same place (d122019bf061 "mm: Split slab into
+ * its own type", 07f910f9b729 "mm: Remove slab from struct page"). Needed only
+ * where events do not name the cache: delete with 5.19.
+ */
+struct page___slab {
+	unsigned long compound_head; /* bit 0: a tail page, and where its head is */
+	struct kmem_cache *slab_cache;
+} __attribute__((preserve_access_index));
+
+struct slab___cached {
+	struct kmem_cache *slab_cache;
+} __attribute__((preserve_access_index));
+
+static __always_inline struct kmem_cache *cache_of_page(struct page___slab *page)
+{
+	unsigned long head = BPF_CORE_READ(page, compound_head);
+
+	if (head & 1)
+		page = (void *)(head - 1);
+	if (bpf_core_field_exists(page->slab_cache))
+		return BPF_CORE_READ(page, slab_cache);
+	return BPF_CORE_READ((struct slab___cached *)page, slab_cache);
+}
+
+/*
+ * SLAB, the allocator that SLUB replaced, keeps big kmalloc objects in caches
+ * too (removed in 6.8, 16a1d968358a "mm/slab: remove mm/slab.c and slab_def.h").
+ */
+struct kmem_cache___slab {
+	size_t colour;
+} __attribute__((preserve_access_index));
+
+static __always_inline bool allocator_is_slab(void)
+{
+	return bpf_core_field_exists(((struct kmem_cache___slab *)0)->colour);
+}
+
 #endif /* MW_COMPAT_BPF_H */
