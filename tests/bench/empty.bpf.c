@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Programs that do nothing, on the hooks procstat can use. What they cost is
- * the price of being there at all; a benchmark subtracts it.
+ * Programs that do nothing, on the hooks procstat and memleak can use. What
+ * they cost is the price of being there at all; a benchmark compares with it.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
@@ -17,6 +17,25 @@ int BPF_PROG(empty_finish)
 
 SEC("tp_btf/sched_switch")
 int BPF_PROG(empty_switch)
+{
+	return 0;
+}
+
+/* For functions; how they are attached is said before they are loaded. */
+SEC("uprobe")
+int empty_entry(struct pt_regs *ctx)
+{
+	return 0;
+}
+
+SEC("uretprobe")
+int empty_return(struct pt_regs *ctx)
+{
+	return 0;
+}
+
+SEC("uprobe")
+int empty_both(struct pt_regs *ctx)
 {
 	return 0;
 }

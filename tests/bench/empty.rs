@@ -1,10 +1,27 @@
 //! The empty programs of `empty.bpf.c`, attached while an [`Empty`] lives.
 
+use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
 
 use libbpf_rs::Link;
+use libbpf_rs::OpenObject;
+use libbpf_rs::Program;
+use libbpf_rs::ProgramMut;
 use libbpf_rs::skel::OpenSkel as _;
+use libbpf_rs::skel::Skel as _;
 use libbpf_rs::skel::SkelBuilder as _;
+use mem_watcher::allocators;
+use mem_watcher::allocators::Call;
+use mem_watcher::elf::Elf;
+use mem_watcher::leak::user;
+use mem_watcher::maps::Maps;
+use mem_watcher::maps::Objects;
+use mem_watcher::procfs::ProcFs;
+use mem_watcher::uprobe;
+use mem_watcher::uprobe::Method;
+use mem_watcher::uprobe::Place;
+use mem_watcher::uprobe::Side;
 
 use crate::Result;
 
@@ -13,33 +30,91 @@ mod skel {
     include!(concat!(env!("OUT_DIR"), "/empty.skel.rs"));
 }
 
-/// An attached program that does nothing. Dropping it detaches it.
+/// Attached programs that do nothing. Dropping it detaches them.
 pub(crate) struct Empty {
-    _link: Link,
-    /// The kernel's number of the program.
-    pub(crate) id: u32,
+    /// A link keeps its program, so the rest of the object can go.
+    _links: Vec<Link>,
+    /// The kernel's numbers of the programs.
+    pub(crate) ids: BTreeSet<u32>,
 }
 
 impl Empty {
     /// Attaches the empty program that belongs to `hook`, a hook of procstat
     /// as `mem_watcher doctor` names it.
     pub(crate) fn attach(hook: &str) -> Result<Self> {
-        let mut storage = MaybeUninit::uninit();
-        let mut open = skel::EmptySkelBuilder::default().open(&mut storage)?;
-        open.progs.empty_finish.set_autoload(hook == "fentry:finish_task_switch");
-        open.progs.empty_switch.set_autoload(hook == "tp_btf:sched_switch");
-        let skel = open.load()?;
-        let program = match hook {
-            "fentry:finish_task_switch" => &skel.progs.empty_finish,
-            "tp_btf:sched_switch" => &skel.progs.empty_switch,
+        let name = match hook {
+            "fentry:finish_task_switch" => "empty_finish",
+            "tp_btf:sched_switch" => "empty_switch",
             _ => return Err(format!("no empty program is made for the hook {hook}").into()),
         };
-        let link = program.attach_trace()?;
-        // The link keeps the program, so the rest of the object can go.
-        Ok(Self { _link: link, id: program_id(program)? })
+        let mut storage = MaybeUninit::uninit();
+        let skel = load(&mut storage, None, &[name])?;
+        let program = uprobe::program(skel.object(), name)?;
+        Ok(Self { _links: vec![program.attach_trace()?], ids: BTreeSet::from([id(&program)?]) })
+    }
+
+    /// Attaches empty programs to the functions of a process that memleak
+    /// attaches to, in the way of `hook`, a hook of memleak.
+    pub(crate) fn attach_to_allocators(hook: &str, pid: u32) -> Result<Self> {
+        let method = [Method::Session, Method::Multi, Method::Single]
+            .into_iter()
+            .find(|&method| hook.split(':').next() == Some(user::describe(method)))
+            .ok_or_else(|| format!("no empty program is made for the hook {hook}"))?;
+        let entry = ("empty_entry", Side::Entry);
+        let given = match method {
+            Method::Session => vec![("empty_both", Side::Both)],
+            _ => vec![entry, ("empty_return", Side::Return)],
+        };
+        let mut storage = MaybeUninit::uninit();
+        let names: Vec<&str> = given.iter().chain([&entry]).map(|(name, _)| *name).collect();
+        let skel = load(&mut storage, Some(method), &names)?;
+        let (mut links, mut ids) = (Vec::new(), BTreeSet::new());
+        let maps = Maps::read(&ProcFs::new("/"), pid, &mut Objects::default())?;
+        for object in maps.executables() {
+            let data = object.data()?;
+            // The vdso and their like are no files to search.
+            let Ok(elf) = Elf::parse(&data) else { continue };
+            let points = allocators::search(&elf, &[]).points;
+            let (seen_twice, seen_once): (Vec<_>, Vec<_>) = points.iter().partition(|point| {
+                !point.wrapper && !matches!(point.call, Call::Release | Call::Map)
+            });
+            let attached = given.iter().map(|how| (how, &seen_twice));
+            for (&(name, side), points) in attached.chain([(&entry, &seen_once)]) {
+                let places: Vec<Place> =
+                    points.iter().map(|point| Place { offset: point.probe, cookie: 0 }).collect();
+                let program = uprobe::program(skel.object(), name)?;
+                links.extend(method.attach(&program, side, pid, &object.fd_path(), &places)?);
+                ids.insert(id(&program)?);
+            }
+        }
+        Ok(Self { _links: links, ids })
     }
 }
 
-fn program_id(program: &libbpf_rs::ProgramMut<'_>) -> Result<u32> {
-    Ok(libbpf_rs::Program::id_from_fd(std::os::fd::AsFd::as_fd(program))?)
+/// Loads the programs of these names, those for functions to be attached with
+/// `method`.
+fn load<'obj>(
+    storage: &'obj mut MaybeUninit<OpenObject>,
+    method: Option<Method>,
+    names: &[&str],
+) -> Result<skel::EmptySkel<'obj>> {
+    let mut open = skel::EmptySkelBuilder::default().open(storage)?;
+    for mut program in open.open_object_mut().progs_mut() {
+        let name = program.name().to_string_lossy().into_owned();
+        program.set_autoload(names.contains(&name.as_str()));
+        let side = match name.as_str() {
+            "empty_entry" => Side::Entry,
+            "empty_return" => Side::Return,
+            "empty_both" => Side::Both,
+            _ => continue,
+        };
+        if let Some(method) = method {
+            uprobe::set_attach_type(&program, method.attach_type(side));
+        }
+    }
+    Ok(open.load()?)
+}
+
+fn id(program: &ProgramMut<'_>) -> Result<u32> {
+    Ok(Program::id_from_fd(program.as_fd())?)
 }

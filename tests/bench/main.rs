@@ -2,10 +2,14 @@
 //! has set itself. Nothing is asserted: how long something takes is a matter
 //! of the machine and of what else it does. Run by `tools/bench`.
 
+mod allocate;
 mod empty;
 mod figures;
 mod machine;
+mod memleak;
+mod memleak_report;
 mod memory;
+mod peer;
 mod procstat;
 mod programs;
 mod rate;
@@ -40,6 +44,9 @@ struct Options {
     #[arg(long, value_name = "N", default_value = "15")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
+    /// Another tool to measure memleak beside; repeatable. {pid} stands for the process to trace
+    #[arg(long = "peer", value_name = "COMMAND")]
+    peers: Vec<String>,
     /// The mem_watcher to measure
     #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_mem_watcher"))]
     program: PathBuf,
@@ -54,6 +61,8 @@ enum Subject {
     Procstat,
     /// Cost at a page allocation
     Sysstat,
+    /// Cost of an allocation, and time and memory of a big report
+    Memleak,
     /// Time to the first row
     Start,
     /// Resident memory of the watcher
@@ -68,6 +77,7 @@ enum Subject {
 struct Bench {
     program: PathBuf,
     rounds: usize,
+    peers: Vec<String>,
     cpus: Cpus,
 }
 
@@ -93,13 +103,18 @@ fn run(options: Options) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err("run me as root: mem_watcher needs it".into());
     }
-    let bench =
-        Bench { program: options.program, rounds: options.rounds.into(), cpus: Cpus::allowed()? };
+    let bench = Bench {
+        program: options.program,
+        rounds: options.rounds.into(),
+        peers: options.peers,
+        cpus: Cpus::allowed()?,
+    };
     let load = machine::load();
     let wanted = |subject| options.subject == subject || options.subject == Subject::All;
-    let subjects: [(Subject, Measure); 5] = [
+    let subjects: [(Subject, Measure); 6] = [
         (Subject::Procstat, procstat::run),
         (Subject::Sysstat, sysstat::run),
+        (Subject::Memleak, memleak::run),
         (Subject::Start, start::run),
         (Subject::Memory, memory::run),
         (Subject::Rate, rate::run),
@@ -112,7 +127,7 @@ fn run(options: Options) -> Result<()> {
         }
     }
     say(&format!("\n{}", machine::describe(&bench.cpus)?))?;
-    for command in ["procstat", "sysstat"] {
+    for command in ["procstat", "sysstat", "memleak"] {
         say(&format!("{command}: {}", machine::hook(&bench.program, command)?))?;
     }
     say(&format!("load average {load} before, {} after", machine::load()))?;

@@ -57,7 +57,7 @@ impl Attached {
     fn programs(&self) -> Result<BTreeSet<u32>> {
         match self {
             Attached::Nothing => Ok(BTreeSet::new()),
-            Attached::Empty(empty) => Ok(BTreeSet::from([empty.id])),
+            Attached::Empty(empty) => Ok(empty.ids.clone()),
             Attached::Ours(watcher) => watcher.programs(),
         }
     }

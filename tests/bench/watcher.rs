@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 use std::process::Child;
+use std::process::ChildStdout;
 use std::process::Command;
 use std::process::Stdio;
 use std::thread::sleep;
@@ -40,12 +41,23 @@ pub(crate) struct Summary {
 impl Watcher {
     /// Starts `program` with these arguments.
     pub(crate) fn start(program: &Path, args: &[&str]) -> Result<Self> {
+        Self::start_writing(program, args, Stdio::null())
+    }
+
+    /// The same, with its rows to be read.
+    pub(crate) fn start_read(program: &Path, args: &[&str]) -> Result<(Self, ChildStdout)> {
+        let mut watcher = Self::start_writing(program, args, Stdio::piped())?;
+        let rows = watcher.child.stdout.take().ok_or("no pipe from mem_watcher")?;
+        Ok((watcher, rows))
+    }
+
+    fn start_writing(program: &Path, args: &[&str], rows: Stdio) -> Result<Self> {
         let child = Command::new(program)
             .args(args)
             // Should the benchmark be killed, it ends by itself.
             .args(["-d", LIFETIME_S])
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(rows)
             .stderr(Stdio::piped())
             .spawn()?;
         Ok(Self { child })
@@ -64,6 +76,14 @@ impl Watcher {
         Ok(())
     }
 
+    /// Waits until it is attached to all functions it attaches to.
+    pub(crate) fn wait_probing(&mut self) -> Result<()> {
+        let mut links = Settled::default();
+        self.wait_until("attached to no function", |watcher| {
+            Ok(links.at(watcher.described()?.iter().filter(|fd| fd.contains("link_type:")).count()))
+        })
+    }
+
     /// Waits until it has written something.
     pub(crate) fn wait_written(&mut self) -> Result<()> {
         self.wait_until("wrote nothing", |watcher| {
@@ -72,7 +92,11 @@ impl Watcher {
         })
     }
 
-    fn wait_until(&mut self, failure: &str, ready: impl Fn(&Self) -> Result<bool>) -> Result<()> {
+    fn wait_until(
+        &mut self,
+        failure: &str,
+        mut ready: impl FnMut(&Self) -> Result<bool>,
+    ) -> Result<()> {
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
             if self.child.try_wait()?.is_some() {
@@ -103,6 +127,15 @@ impl Watcher {
         Ok(dir.flatten().filter_map(|fd| fs::read_to_string(fd.path()).ok()).collect())
     }
 
+    /// What the kernel holds for it in BPF maps, in KiB (since Linux 6.4 that is
+    /// what is really allocated, before that what was set aside).
+    pub(crate) fn maps_kib(&self) -> Result<u64> {
+        let fds = self.described()?;
+        let maps = fds.iter().filter(|fd| fd.contains("map_id:"));
+        let bytes: u64 = maps.filter_map(|fd| value(fd, "memlock:")?.parse::<u64>().ok()).sum();
+        Ok(bytes / 1024)
+    }
+
     /// The most memory it has had resident so far, in KiB.
     pub(crate) fn peak_kib(&self) -> Result<u64> {
         let status = self.process()?.status()?;
@@ -127,8 +160,18 @@ impl Watcher {
     }
 
     /// Ends it as Ctrl-C would, and returns its summary.
-    pub(crate) fn stop(mut self) -> Result<Summary> {
-        kill_process(Pid::from_child(&self.child), Signal::INT)?;
+    pub(crate) fn stop(self) -> Result<Summary> {
+        self.interrupt()?;
+        self.finish()
+    }
+
+    /// Tells it to end.
+    pub(crate) fn interrupt(&self) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), Signal::INT)?)
+    }
+
+    /// Waits for its end, and returns its summary.
+    pub(crate) fn finish(mut self) -> Result<Summary> {
         let said = self.said()?;
         let status = self.child.wait()?;
         if !status.success() {
@@ -152,6 +195,27 @@ impl Drop for Watcher {
         // Both fail if it has ended, which is as well.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Tells when a number that grows has come to rest.
+#[derive(Default)]
+pub(crate) struct Settled {
+    last: usize,
+    since: Option<Instant>,
+}
+
+impl Settled {
+    /// Longer than loading and attaching ever pauses.
+    const REST: Duration = Duration::from_millis(500);
+
+    /// Whether it is at rest: not 0, and the same for a while.
+    pub(crate) fn at(&mut self, number: usize) -> bool {
+        if number != self.last {
+            self.last = number;
+            self.since = Some(Instant::now());
+        }
+        number > 0 && self.since.is_some_and(|since| since.elapsed() >= Self::REST)
     }
 }
 

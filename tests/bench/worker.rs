@@ -33,7 +33,7 @@ use crate::machine;
 const TRIPS_A_LOOK: u64 = 256;
 
 /// A worker process, seen from the benchmark.
-struct Worker {
+pub(crate) struct Worker {
     child: Child,
     orders: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
@@ -41,13 +41,24 @@ struct Worker {
 
 impl Worker {
     fn start(args: &[&str]) -> Result<Self> {
-        let mut child = myself(args)?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        Self::of(&mut myself(args)?)
+    }
+
+    /// Starts a program that takes orders as workers do.
+    pub(crate) fn of(command: &mut Command) -> Result<Self> {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let orders = child.stdin.take();
         let answers = BufReader::new(child.stdout.take().ok_or("the worker has no output")?);
         Ok(Self { child, orders, answers })
     }
 
-    fn ask(&mut self, order: &str) -> Result<String> {
+    /// The process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Gives an order and waits for its answer.
+    pub(crate) fn ask(&mut self, order: &str) -> Result<String> {
         if let Some(orders) = &mut self.orders {
             writeln!(orders, "{order}")?;
         }
@@ -116,7 +127,7 @@ impl Pair {
 
     /// The process ids.
     pub(crate) fn pids(&self) -> [i32; 2] {
-        [self.first.child.id().cast_signed(), self.second]
+        [self.first.pid().cast_signed(), self.second]
     }
 
     /// Hands the byte to and fro this many times.
