@@ -364,7 +364,7 @@ impl<'obj> Tracer<'obj> {
         Some(match &self.wanted.object {
             Some(name) => format!("no file called `{name}` with an allocator is mapped"),
             None if !main.dynamic && !main.symbols => {
-                "linked statically and stripped: nothing says where its allocator is".into()
+                "linked statically and stripped: no symbol says where its allocator is".into()
             }
             None if !main.dynamic => "linked statically, with an allocator of unknown name; name \
                                       its functions with --symbol-prefix"

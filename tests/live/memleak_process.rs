@@ -157,9 +157,13 @@ fn two_processes() -> Outcome {
 
 fn library() -> Outcome {
     let mut target = Target::start("glibc");
-    let watcher = watch(&[target.pid()], &[]);
+    let pid = target.pid().to_string();
+    let watcher = Watcher::start(&["memleak", "-P", &pid, "-i", "0.2", "--top", "100000"]);
     target.ask("dlopen");
     target.ask("plugin 23 101");
+    // Names are there if the watcher came to see the file before it was unmapped.
+    let named = watcher.wait_for(|row| row["kind"] == "heap" && passes(row, "plugin_malloc"));
+    check!(named.is_ok(), "no row of the library");
     target.ask("dlclose");
     let report = report(watcher);
     let held = report.called_by(target.pid(), "plugin_malloc");
