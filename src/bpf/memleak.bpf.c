@@ -32,7 +32,10 @@ char LICENSE[] SEC("license") = "GPL";
 #define COOKIE_LEAF 1	   /* the function calls no other probed one */
 #define FRAME 16	   /* bytes of a frame: the next one, and a return address */
 #define WINDOW 512	   /* bytes of a stack that are read at once: about ten small frames */
-#define LOWEST 4096	   /* nothing is ever mapped below */
+#define WINDOW_FRAMES 16   /* frames that are looked for in one */
+#define WINDOWS 4	   /* of them; what lies further is read frame by frame */
+#define PAGE 4096	   /* the smallest there is */
+#define LOWEST PAGE	   /* nothing is ever mapped below */
 #define NO_PROCESS (~0ULL) /* looked up: not one of ours */
 /* How far above the stack pointer the one at the entry lies after a return. */
 #ifdef __TARGET_ARCH_x86
@@ -98,15 +101,6 @@ enum call {
 	CALL_RESIZE_ARRAY, /* f(old, n, size) */
 };
 
-/* Where a walk along the frame pointers is. */
-struct walk {
-	__u64 fp;
-	__u64 base; /* where `window` was read */
-	__u64 last; /* the last frame in it, from there */
-	/* a part of the thread's own stack; what lies behind it is never used */
-	__u64 window[(WINDOW + FRAME) / sizeof(__u64)];
-};
-
 /* What a thread is doing. Only the thread itself ever touches it. */
 struct thread {
 	__u64 epoch;
@@ -140,7 +134,8 @@ struct thread {
 	__u64 until_sample; /* bytes; 0: not drawn yet */
 	/* the system call in flight */
 	__u64 args[4];
-	struct walk walk;
+	/* a part of the thread's own stack; what lies behind it is never used */
+	__u64 window[(WINDOW + FRAME) / sizeof(__u64)];
 	struct stack stack;
 };
 
@@ -222,25 +217,19 @@ const struct stack *stack_type __attribute__((unused));
 
 static __always_inline struct thread *thread_here(void)
 {
-	__u32 tid = (__u32)bpf_get_current_pid_tgid();
 	struct thread *t;
+	__u32 tid;
 
 	if (with_storage)
 		return bpf_task_storage_get(&threads, bpf_get_current_task_btf(), NULL,
 					    BPF_LOCAL_STORAGE_GET_F_CREATE);
+	tid = (__u32)bpf_get_current_pid_tgid();
 	t = bpf_map_lookup_elem(&threads_by_tid, &tid);
 	if (!t) {
 		bpf_map_update_elem(&threads_by_tid, &tid, &no_thread, BPF_NOEXIST);
 		t = bpf_map_lookup_elem(&threads_by_tid, &tid);
 	}
 	return t;
-}
-
-static __always_inline struct stack *stack_in_hand(void)
-{
-	struct thread *t = thread_here();
-
-	return t ? &t->stack : NULL;
 }
 
 /* The thread, if its process is one of ours. */
@@ -282,7 +271,7 @@ static __always_inline struct thread *known_thread(void)
 
 static __always_inline void set_depth(struct thread *t, __u32 first, long bytes)
 {
-	t->stack.depth = first + (bytes > 0 ? (__u32)bytes / 8 : 0);
+	stack_end(&t->stack, first + (bytes > 0 ? (__u32)bytes / 8 : 0));
 	t->stack.owner = t->process;
 }
 
@@ -306,70 +295,81 @@ static __always_inline __u64 plain_address(__u64 address)
 }
 
 /*
- * The stack of a function at its entry, from its registers. No frame has been
- * made for it: what the frame pointer leads to is its caller's, so the caller
- * itself is where the function returns to.
+ * Takes the stack of a function at its entry, from its registers. No frame has
+ * been made for it: what the frame pointer leads to is its caller's, so the
+ * caller itself is where the function returns to.
  *
- * Followed here and not by bpf_get_stack(), which reads user memory twice a
- * frame, and sometimes must be called twice (since 6.12 it adds the caller
- * itself, but only where the probed instruction is `push %rbp`: cfa7f3d2c526
- * "perf,x86: avoid missing caller address in stack traces captured in uprobe").
- * That is half of what a traced call costs; small frames lie close together,
- * and one read gets many.
+ * Not with bpf_get_stack(): that reads every frame by itself, must be called
+ * twice where the kernel adds the caller (since 6.12, if the probed instruction
+ * is `push %rbp`: cfa7f3d2c526 "perf,x86: avoid missing caller address in stack
+ * traces captured in uprobe"), and ends with a page fault, because the outermost
+ * frame leads to no other: a thread begins with 0 in the register, main() is
+ * called with 1. All that took half of the time of a traced allocation.
+ *
+ * `link`: where it returns to, if that is not on the stack.
  */
-__noinline int walk(__u64 ip, __u64 sp, __u64 fp, __u64 caller)
+static __noinline void take_stack(struct thread *t, __u64 ip, __u64 sp, __u64 fp, __u64 link)
 {
-	struct thread *t = thread_here();
+	struct stack *s = &t->stack;
+	__u64 base = sp, at;
+
+	s->owner = t->process;
+	s->ips[0] = ip;
+	s->ips[1] = plain_address(link);
+	s->depth = 2;
 	/*
-	 * Kept in memory, of which the verifier knows nothing: in registers it
-	 * would follow each combination of them through each turn of the loop.
+	 * Most frames are small: one read gets many. The depth comes from memory,
+	 * so that the verifier cannot tell one way out of a loop from another.
 	 */
-	volatile struct walk *w;
+	for (int i = 0; i < WINDOWS; i++) {
+		__u64 from = i ? fp : sp;
 
-	if (!t)
-		return 0;
-	w = &t->walk;
-	t->stack.owner = t->process;
-	t->stack.ips[0] = ip;
-	t->stack.ips[1] = caller;
-	t->stack.depth = 2;
-	w->fp = fp;
-	w->base = sp;
-	w->last = WINDOW - FRAME;
-	if (bpf_probe_read_user(t->walk.window, WINDOW, (void *)sp))
-		w->base = fp + 1; /* nothing is in the window */
-	for (int i = 2; i < STACK_DEPTH; i++) {
-		__u64 at, address;
-
-		fp = w->fp;
-		/*
-		 * The end: what is no frame pointer is not tried. A thread
-		 * begins with 0, main() is called with 1 in the register; a
-		 * read of these is a page fault in vain, of half a microsecond.
-		 */
-		if (i >= depth_max || fp < LOWEST || fp % sizeof(__u64))
+		if (i && (fp < LOWEST || fp % sizeof(fp)))
+			break; /* the end */
+		/* not beyond the page: it may be the last */
+		base = from;
+		if (from % PAGE > PAGE - WINDOW)
+			base = from - from % PAGE + PAGE - WINDOW;
+		if (bpf_probe_read_user(t->window, WINDOW, (void *)base))
 			break;
-		at = fp - w->base;
-		if (at > w->last) {
-			at = 0;
-			w->base = fp;
-			w->last = WINDOW - FRAME;
-			if (bpf_probe_read_user(t->walk.window, WINDOW, (void *)fp)) {
-				/* close to the end of what is mapped */
-				w->last = 0;
-				if (bpf_probe_read_user(t->walk.window, FRAME, (void *)fp))
-					break;
-			}
+#ifdef __TARGET_ARCH_x86
+		/* a read of its own would cost a tenth of a microsecond */
+		if (!i)
+			s->ips[1] = *(__u64 *)((void *)t->window + (sp - base) % WINDOW);
+#endif
+		for (int j = 0; j < WINDOW_FRAMES; j++) {
+			__u32 depth = *(volatile __u32 *)&s->depth;
+
+			at = fp - base;
+			if (depth >= depth_max || at > WINDOW - FRAME)
+				break;
+			fp = *(__u64 *)((void *)t->window + at);
+			s->ips[depth & STACK_DEPTH] =
+				plain_address(*(__u64 *)((void *)t->window + at + sizeof(fp)));
+			s->depth = depth + 1;
 		}
-		at &= WINDOW - 1; /* as it is, but now the verifier knows */
-		address = *(__u64 *)((void *)t->walk.window + at + sizeof(__u64));
-		w->fp = *(__u64 *)((void *)t->walk.window + at);
-		if (!address)
-			break;
-		t->stack.ips[i] = plain_address(address);
-		t->stack.depth = i + 1;
 	}
-	return 0;
+	/* the rest one by one */
+	for (int i = 0; i < STACK_DEPTH; i++) {
+		__u32 depth = *(volatile __u32 *)&s->depth;
+
+		if (depth >= depth_max || fp < LOWEST || fp % sizeof(fp) ||
+		    bpf_probe_read_user(t->window, FRAME, (void *)fp))
+			break;
+		fp = t->window[0];
+		s->ips[depth & STACK_DEPTH] = plain_address(t->window[1]);
+		s->depth = depth + 1;
+	}
+	stack_end(s, s->depth);
+}
+
+static __always_inline __u64 link_register(struct pt_regs *ctx)
+{
+#ifdef __TARGET_ARCH_x86
+	return 0; /* it has none */
+#else
+	return PT_REGS_RET(ctx);
+#endif
 }
 
 static __always_inline __u64 return_address(struct pt_regs *ctx)
@@ -562,9 +562,9 @@ static __always_inline int enter(struct pt_regs *ctx, __u32 call, __u64 bytes, _
 		return 1;
 	if (with_stack && t->wanted) {
 		if (outer)
-			walk(t->outer_ip, outer_sp, t->outer_fp, t->outer_caller);
+			take_stack(t, t->outer_ip, outer_sp, t->outer_fp, t->outer_caller);
 		else
-			walk(PT_REGS_IP(ctx), sp, PT_REGS_FP(ctx), return_address(ctx));
+			take_stack(t, PT_REGS_IP(ctx), sp, PT_REGS_FP(ctx), link_register(ctx));
 	}
 	return 0;
 }
@@ -887,7 +887,7 @@ static __always_inline void mapping_stack(void *ctx, struct thread *t)
 	if (!with_stack || in_allocator(t))
 		return; /* the allocator's own: nobody's leak */
 	if (t->outer_sp) {
-		walk(t->outer_ip, t->outer_sp, t->outer_fp, t->outer_caller);
+		take_stack(t, t->outer_ip, t->outer_sp, t->outer_fp, t->outer_caller);
 		t->outer_sp = 0;
 		return;
 	}

@@ -179,7 +179,9 @@ fn pairs(
         let measured = Measured::begin()?;
         ns_per_pair(&mut allocator)?;
         drop(measured);
-        for runs in programs::runs(&attached.programs()?) {
+        // What runs at mappings, forks and exits has no part in it.
+        let runs = programs::runs(&attached.programs()?);
+        for runs in runs.into_iter().filter(|runs| runs.count >= PAIRS) {
             table.row([
                 variant.name(),
                 runs.name,

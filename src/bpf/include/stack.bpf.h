@@ -12,6 +12,8 @@
 
 /* What perf_event_max_stack allows without being raised. */
 #define STACK_DEPTH 127
+/* They are compared in blocks of so many addresses. */
+#define STACK_BLOCK 8
 /* Counters of one stack, spread over CPUs so that they seldom share a line. */
 #define STACK_SLOTS 8
 /* How many ids are tried for stacks whose hashes are equal. */
@@ -26,8 +28,8 @@ struct stack {
 	__u64 owner; /* process, as the tool numbers them; part of the identity */
 	__u32 depth; /* addresses in use */
 	__u32 pad;
-	struct amount seen[STACK_SLOTS]; /* everything allocated here, freed or not */
-	__u64 ips[STACK_DEPTH];		 /* innermost first */
+	struct amount seen[STACK_SLOTS];      /* everything allocated here, freed or not */
+	__u64 ips[STACK_DEPTH + STACK_BLOCK]; /* innermost first */
 };
 
 struct {
@@ -41,48 +43,44 @@ struct {
 struct amount stackless[STACK_SLOTS];
 
 /*
- * The stack that is being looked at; NULL: there is none. Defined by the program
- * that includes this.
+ * How many addresses a stack has. Those behind are 0 up to the end of a block:
+ * blocks are compared as a whole, which is quicker, and much quicker to verify.
  */
-static __always_inline struct stack *stack_in_hand(void);
-
-/*
- * The loops over a stack's addresses are global functions, which the verifier
- * walks once and not once for each state of each caller. Those take only
- * numbers before 5.12, so they find the stack again by themselves.
- */
-__noinline __u64 stack_hash(void)
+static __always_inline void stack_end(struct stack *s, __u32 depth)
 {
-	const struct stack *s = stack_in_hand();
-	__u64 hash;
+	depth &= STACK_DEPTH; /* it is no more, but now the verifier knows */
+	s->depth = depth;
+	for (int i = 0; i < STACK_BLOCK; i++)
+		s->ips[depth + i] = 0;
+}
 
-	if (!s)
-		return 0;
-	hash = s->owner ^ s->depth;
-	for (int i = 0; i < STACK_DEPTH; i++) {
+static __noinline __u64 stack_hash(const struct stack *s)
+{
+	__u64 hash = s->owner ^ s->depth;
+
+	for (int i = 0; i < STACK_DEPTH; i += STACK_BLOCK) {
 		if (i >= s->depth)
 			break;
 		/* the 64-bit finalizer of MurmurHash3, one round an address */
-		hash = (hash ^ s->ips[i]) * 0xff51afd7ed558ccdULL;
-		hash ^= hash >> 32;
+		for (int j = i; j < i + STACK_BLOCK; j++) {
+			hash = (hash ^ s->ips[j]) * 0xff51afd7ed558ccdULL;
+			hash ^= hash >> 32;
+		}
 	}
 	return hash;
 }
 
-/* Whether the stack in hand is the one of this id. */
-__noinline int stack_is(__u64 id)
+static __noinline bool stack_equal(const struct stack *a, const struct stack *b)
 {
-	const struct stack *a = stack_in_hand(), *b = bpf_map_lookup_elem(&stacks, &id);
+	__u64 different = (a->owner ^ b->owner) | (a->depth ^ b->depth);
 
-	if (!a || !b || a->owner != b->owner || a->depth != b->depth)
-		return 0;
-	for (int i = 0; i < STACK_DEPTH; i++) {
-		if (i >= a->depth)
+	for (int i = 0; i < STACK_DEPTH; i += STACK_BLOCK) {
+		if (i >= b->depth)
 			break;
-		if (a->ips[i] != b->ips[i])
-			return 0;
+		for (int j = i; j < i + STACK_BLOCK; j++)
+			different |= a->ips[j] ^ b->ips[j];
 	}
-	return 1;
+	return !different;
 }
 
 static __always_inline void amount_add(struct amount *slots, __u64 bytes)
@@ -96,12 +94,12 @@ static __always_inline void amount_add(struct amount *slots, __u64 bytes)
 }
 
 /*
- * The id of the stack in hand, `s`, whose counters now include `bytes`; 0 if there is no room,
+ * The id of a stack whose counters now include `bytes`; 0 if there is no room,
  * and then `stackless` includes them. `s->seen` must be zero.
  */
 static __always_inline __u64 stack_count(const struct stack *s, __u64 bytes)
 {
-	__u64 id = stack_hash();
+	__u64 id = stack_hash(s);
 
 	for (int try = 0; try < STACK_TRIES; try++) {
 		struct stack *known;
@@ -116,7 +114,7 @@ static __always_inline __u64 stack_count(const struct stack *s, __u64 bytes)
 			if (!known)
 				break; /* full */
 		}
-		if (stack_is(id)) {
+		if (stack_equal(known, s)) {
 			amount_add(known->seen, bytes);
 			return id;
 		}
