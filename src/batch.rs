@@ -8,11 +8,33 @@ use libbpf_rs::libbpf_sys;
 use rustix::io::Errno;
 
 use crate::error::Context as _;
+use crate::error::Error;
 use crate::error::Result;
+use crate::event::Event;
+use crate::event::decode;
 
 /// Entries asked for at a time. A batch ends between two buckets, so a bucket
 /// must fit: with a good hash they hold a handful.
 const BATCH: u32 = 8192;
+
+/// Calls `each` with the key and the value of every entry of a hash map of `K`
+/// and `V`; see [`for_each_raw`].
+///
+/// # Errors
+/// The kernel refuses, or the map has entries of other sizes.
+pub fn for_each<K: Event, V: Event>(map: &impl MapCore, mut each: impl FnMut(K, V)) -> Result<()> {
+    let sizes = (map.key_size() as usize, map.value_size() as usize);
+    if sizes != (size_of::<K>(), size_of::<V>()) {
+        let name = name(map);
+        return Err(Error::failure(format!("the map `{name}` has entries of other sizes")));
+    }
+    for_each_raw(map, |key, value| {
+        // The sizes are those checked above.
+        if let (Ok(key), Ok(value)) = (decode(key), decode(value)) {
+            each(key, value);
+        }
+    })
+}
 
 /// Calls `each` with the key and the value of every entry of a hash map.
 ///
@@ -23,7 +45,7 @@ const BATCH: u32 = 8192;
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn for_each(map: &impl MapCore, mut each: impl FnMut(&[u8], &[u8])) -> Result<()> {
+pub fn for_each_raw(map: &impl MapCore, mut each: impl FnMut(&[u8], &[u8])) -> Result<()> {
     let key_size = map.key_size() as usize;
     let value_size = map.value_size() as usize;
     // The kernel pads values to eight bytes in the map, not in the batch.

@@ -30,6 +30,7 @@ use crate::kernel::Answer;
 use crate::kernel::Need;
 use crate::leak::kernel;
 use crate::leak::kernel_report;
+use crate::leak::probes::PROGRAMS;
 use crate::leak::report::BLOCKS;
 use crate::leak::report::Holding;
 use crate::leak::reporter::Reporter;
@@ -49,20 +50,6 @@ use crate::procfs::ProcFs;
 use crate::rights;
 use crate::target::Target;
 use crate::uprobe::Method;
-
-const PROGRAMS: &[&str] = &[
-    "on_size",
-    "on_second_size",
-    "on_product",
-    "on_out_pointer",
-    "on_resize",
-    "on_resize_array",
-    "on_outer",
-    "on_new",
-    "on_throwing",
-    "on_ret",
-    "on_release",
-];
 
 /// Type information, built in or given with `--btf`.
 const TYPES: Need = Need::Field("task_struct", "tgid");
@@ -348,9 +335,7 @@ impl Memleak {
         for text in attached(&tracer) {
             note(&text);
         }
-        for text in tracer.take_warnings() {
-            note(&text);
-        }
+        warn(&mut tracer);
         for text in tracer.take_notes() {
             ctx.say(|| text);
         }
@@ -370,7 +355,10 @@ impl Memleak {
         stream::<RawEvent>(&ctx, run, &ring, printer, |step, printer| {
             match step {
                 Step::Event(raw) => {
-                    if tracer.enter(&ctx.procfs, &raw)? {
+                    let traced = tracer.enter(&ctx.procfs, &raw)?;
+                    // New code may hold what cannot be probed.
+                    warn(&mut tracer);
+                    if traced {
                         return printer.row(&reporter.call(&tracer, &raw));
                     }
                     return Ok(());
@@ -442,6 +430,13 @@ fn method(hook: &Hook) -> Method {
     }
 }
 
+/// Says what is missing from the figures.
+fn warn(tracer: &mut Tracer<'_>) {
+    for text in tracer.take_warnings() {
+        note(&text);
+    }
+}
+
 /// What was found, file by file.
 fn attached(tracer: &Tracer<'_>) -> Vec<String> {
     tracer
@@ -472,9 +467,8 @@ mod tests {
     }
 
     #[test]
-    fn hooks_and_methods_agree() {
-        let methods: Vec<&str> =
-            CHOICE.hooks.iter().map(|hook| crate::leak::user::describe(method(hook))).collect();
-        assert_eq!(methods, ["uprobe.session", "uprobe.multi", "uprobe"]);
+    fn hooks_are_attached_as_their_names_say() {
+        let methods: Vec<Method> = CHOICE.hooks.iter().map(method).collect();
+        assert_eq!(methods, [Method::Session, Method::Multi, Method::Single]);
     }
 }

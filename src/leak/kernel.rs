@@ -15,7 +15,6 @@
 mod code;
 mod learn;
 mod pageflags;
-mod table;
 
 use std::collections::HashMap;
 use std::fs;
@@ -37,6 +36,7 @@ use libbpf_rs::skel::SkelBuilder as _;
 use super::Amount;
 use super::Held;
 use super::Stack;
+use crate::batch;
 use crate::context::Context;
 use crate::error::Context as _;
 use crate::error::Error;
@@ -348,7 +348,6 @@ pub struct Tracer<'obj> {
     page_flags: Option<File>,
     sees_vmalloc: bool,
     known: HashMap<u64, Known>,
-    walk: table::Walk<RawKey, RawBlock>,
 }
 
 /// What does not change of a stack.
@@ -496,7 +495,6 @@ impl<'obj> Tracer<'obj> {
             code,
             page_flags,
             known: HashMap::new(),
-            walk: table::Walk::default(),
         })
     }
 
@@ -527,10 +525,10 @@ impl<'obj> Tracer<'obj> {
         let mut pages: Vec<(u64, RawBlock)> = Vec::new();
         let mut live = Amount::default();
         let apart = self.page_flags.is_some();
-        self.walk.over(&self.skel.maps.blocks, |key, block| {
+        batch::for_each(&self.skel.maps.blocks, |key: RawKey, block: RawBlock| {
             live.add_block(block.bytes);
             if apart && key.space == SPACE_PAGES {
-                pages.push((key.addr, *block));
+                pages.push((key.addr, block));
                 return;
             }
             let sum = sums.entry((block.stack, key.space, block.order)).or_default();

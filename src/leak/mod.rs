@@ -4,7 +4,7 @@ pub mod account;
 pub mod kernel;
 pub mod kernel_report;
 pub mod ledger;
-mod probes;
+pub(crate) mod probes;
 pub mod report;
 pub mod reporter;
 pub mod sample;

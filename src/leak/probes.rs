@@ -111,7 +111,7 @@ pub(super) fn attach(
     } else {
         let places = places(object, found, alone, &mut probes.warnings);
         let mut refused = None;
-        for name in PROGRAMS {
+        for &name in PROGRAMS {
             let (Some(places), Some(side)) = (places.get(name), side(name)) else { continue };
             if side == Side::Return && method == Method::Session {
                 continue;
@@ -208,7 +208,7 @@ pub(super) fn is_placed(program: &str) -> bool {
 /// Programs that are put on functions, in the order in which they are attached:
 /// a free that is seen too early is counted as unknown, an entry whose return
 /// is not probed yet would never end.
-const PROGRAMS: [&str; 12] = [
+pub(crate) const PROGRAMS: &[&str] = &[
     "on_given",
     "on_ret",
     "on_throwing",

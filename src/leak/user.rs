@@ -37,7 +37,6 @@ use crate::error::Context as _;
 use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
-use crate::event::decode;
 use crate::event::read_shared;
 use crate::kernel::KernelFacts;
 use crate::kernel::Need;
@@ -549,14 +548,15 @@ impl<'obj> Tracer<'obj> {
     pub fn forget(&mut self, id: u64) -> Result<()> {
         self.processes.remove(&id);
         let mut keys = Vec::new();
-        batch::for_each(&self.skel.maps.blocks, |key, _| {
-            if decode::<RawKey>(key).is_ok_and(|key| key.process == id) {
-                keys.push(key.to_vec());
+        batch::for_each(&self.skel.maps.blocks, |key: RawKey, _: RawBlock| {
+            if key.process == id {
+                keys.push(key);
             }
         })?;
         for key in keys {
             // Nobody else deletes it: the process has gone.
-            let _ = self.skel.maps.blocks.delete(&key);
+            // SAFETY: plain integers without padding, as said above.
+            let _ = self.skel.maps.blocks.delete(unsafe { plain::as_bytes(&key) });
         }
         Ok(())
     }
@@ -586,16 +586,14 @@ impl<'obj> Tracer<'obj> {
     /// # Errors
     /// The table cannot be read.
     pub fn each_block(&self, mut each: impl FnMut(Block)) -> Result<()> {
-        batch::for_each(&self.skel.maps.blocks, |key, value| {
-            if let (Ok(key), Ok(block)) = (decode::<RawKey>(key), decode::<RawBlock>(value)) {
-                each(Block {
-                    process: key.process,
-                    address: key.address,
-                    bytes: block.bytes,
-                    time_ns: block.time_ns,
-                    stack: block.stack,
-                });
-            }
+        batch::for_each(&self.skel.maps.blocks, |key: RawKey, block: RawBlock| {
+            each(Block {
+                process: key.process,
+                address: key.address,
+                bytes: block.bytes,
+                time_ns: block.time_ns,
+                stack: block.stack,
+            });
         })
     }
 
@@ -605,7 +603,7 @@ impl<'obj> Tracer<'obj> {
     /// # Errors
     /// The table cannot be read.
     pub fn read_stacks(&self, known: &mut HashMap<u64, Known>) -> Result<()> {
-        batch::for_each(&self.skel.maps.stacks, |key, value| {
+        batch::for_each_raw(&self.skel.maps.stacks, |key, value| {
             let (Some(id), Some(raw)) = (number(key, 0), StackView::of(value)) else { return };
             let seen = raw.seen();
             known.entry(id).and_modify(|known| known.seen = seen).or_insert_with(|| Known {
@@ -689,15 +687,6 @@ fn has_storage(kernel: &KernelFacts) -> bool {
 fn comm(tgid: u32) -> Option<String> {
     let text = fs::read(format!("/proc/{tgid}/comm")).ok()?;
     Some(String::from_utf8_lossy(&text).trim_end().to_owned())
-}
-
-/// The link type the kernel side is loaded for, for messages.
-pub fn describe(method: Method) -> &'static str {
-    match method {
-        Method::Session => "uprobe.session",
-        Method::Multi => "uprobe.multi",
-        Method::Single => "uprobe",
-    }
 }
 
 /// Whether a traced call gave a block; else it took one.

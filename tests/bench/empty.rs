@@ -14,7 +14,6 @@ use libbpf_rs::skel::SkelBuilder as _;
 use mem_watcher::allocators;
 use mem_watcher::allocators::Call;
 use mem_watcher::elf::Elf;
-use mem_watcher::leak::user;
 use mem_watcher::maps::Maps;
 use mem_watcher::maps::Objects;
 use mem_watcher::procfs::ProcFs;
@@ -56,10 +55,12 @@ impl Empty {
     /// Attaches empty programs to the functions of a process that memleak
     /// attaches to, in the way of `hook`, a hook of memleak.
     pub(crate) fn attach_to_allocators(hook: &str, pid: u32) -> Result<Self> {
-        let method = [Method::Session, Method::Multi, Method::Single]
-            .into_iter()
-            .find(|&method| hook.split(':').next() == Some(user::describe(method)))
-            .ok_or_else(|| format!("no empty program is made for the hook {hook}"))?;
+        let method = match hook.split(':').next() {
+            Some("uprobe.session") => Method::Session,
+            Some("uprobe.multi") => Method::Multi,
+            Some("uprobe") => Method::Single,
+            _ => return Err(format!("no empty program is made for the hook {hook}").into()),
+        };
         let entry = ("empty_entry", Side::Entry);
         let given = match method {
             Method::Session => vec![("empty_both", Side::Both)],
