@@ -42,6 +42,7 @@ fn skeletons(root: &Path, out: &Path, arch: &str) -> Result<()> {
         let name = stem(&source, ".bpf.c")?;
         SkeletonBuilder::new()
             .source(&source)
+            .obj(out.join(format!("{name}.bpf.o")))
             .clang_args([
                 OsStr::new("-mcpu=v3"),
                 OsStr::new("-Wall"),

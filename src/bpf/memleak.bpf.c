@@ -90,29 +90,29 @@ struct {
 	__type(value, struct block);
 } blocks SEC(".maps");
 
-/* Functions that give memory, by how they are called (src/allocators.rs). */
-enum call {
-	CALL_NONE,
-	CALL_SIZE,	   /* f(size) */
-	CALL_SECOND_SIZE,  /* f(x, size) */
-	CALL_PRODUCT,	   /* f(n, size) */
-	CALL_OUT_POINTER,  /* f(&out, alignment, size) = 0 or an error */
-	CALL_RESIZE,	   /* f(old, size) */
-	CALL_RESIZE_ARRAY, /* f(old, n, size) */
-};
-
-/* What a thread is doing. Only the thread itself ever touches it. */
+/*
+ * What a thread is doing. Only the thread itself ever touches it.
+ *
+ * It also holds what would be on the stack elsewhere. From 6.13 a program whose
+ * stack is 64 bytes or more gets one for each CPU (e00931c02568 "bpf: Enable
+ * private stack for eligible subprogs"), in the belief that such a program runs
+ * once at a time on a CPU. A uprobe's may be preempted, and the next thread's
+ * then overwrites it. So no program here comes near that; a test looks.
+ */
 struct thread {
 	__u64 epoch;
 	__u64 process; /* NO_PROCESS: not ours */
 	/* the call in flight; 0: none */
 	__u64 sp;
 	__u64 bytes;
-	__u64 out;
-	__u32 call;
+	__u64 out;	 /* where the address is stored; 0: it is returned */
 	__u16 wanted;	 /* neither filtered out nor left out by sampling */
 	__u16 may_throw; /* it may end without returning */
+	__u32 pad;
 	__u64 caller;
+	/* the block in hand, here for want of a stack, see above */
+	struct block_key key;
+	struct block made;
 	/* the block a resize is about */
 	__u64 old_address;
 	__u64 old_unknown; /* it is not in the table */
@@ -202,7 +202,7 @@ struct memleak_event {
 	__u32 prot;
 	__u32 map_flags;
 	__u32 flags;
-	__u32 call;
+	__u32 pad;
 };
 _Static_assert(sizeof(struct memleak_event) == 72, "event layout");
 
@@ -253,6 +253,9 @@ static __always_inline struct thread *our_thread(void)
 			/* whatever was in flight was so in another program */
 			t->sp = 0;
 			t->outer_sp = 0;
+			t->left_sp = 0;
+			t->freed = 0;
+			t->freed_sp = 0;
 			t->process = id;
 		}
 	}
@@ -276,12 +279,11 @@ static __always_inline void set_depth(struct thread *t, __u32 first, long bytes)
 }
 
 /* What is at the top of the stack at a function's entry: where it returns to. */
-static __always_inline __u64 caller_at(__u64 sp)
+static __always_inline __u64 caller_at(struct thread *t, __u64 sp)
 {
-	__u64 caller = 0;
-
-	bpf_probe_read_user(&caller, sizeof(caller), (void *)sp);
-	return caller;
+	if (bpf_probe_read_user(t->window, sizeof(t->window[0]), (void *)sp))
+		return 0;
+	return t->window[0];
 }
 
 /* An address as it is without a signature (PAC; user space has 48 bits). */
@@ -372,10 +374,10 @@ static __always_inline __u64 link_register(struct pt_regs *ctx)
 #endif
 }
 
-static __always_inline __u64 return_address(struct pt_regs *ctx)
+static __always_inline __u64 return_address(struct pt_regs *ctx, struct thread *t)
 {
 #ifdef __TARGET_ARCH_x86
-	return caller_at(PT_REGS_SP(ctx));
+	return caller_at(t, PT_REGS_SP(ctx));
 #else
 	return PT_REGS_RET(ctx);
 #endif
@@ -386,7 +388,7 @@ static __always_inline bool in_outer(struct thread *t, __u64 sp)
 {
 #ifdef __TARGET_ARCH_x86
 	/* its frame is there as long as its return address is */
-	return t->outer_sp && sp < t->outer_sp && caller_at(t->outer_sp) == t->outer_caller;
+	return t->outer_sp && sp < t->outer_sp && caller_at(t, t->outer_sp) == t->outer_caller;
 #else
 	return t->outer_sp && sp < t->outer_sp;
 #endif
@@ -429,7 +431,7 @@ static __always_inline void send(struct thread *t, __u32 kind, __u64 address, __
 	e->prot = (__u32)t->args[2];
 	e->map_flags = (__u32)t->args[3];
 	e->flags = flags;
-	e->call = t->call;
+	e->pad = 0;
 	/* New code must be searched at once: it may hold an allocator. */
 	if (kind <= EVENT_EXIT ||
 	    (kind == EVENT_MAP && e->prot & PAGE_EXEC && !(e->map_flags & MAP_ANON)))
@@ -440,21 +442,28 @@ static __always_inline void send(struct thread *t, __u32 kind, __u64 address, __
 
 /* --- heap blocks --- */
 
+static __always_inline struct block_key *block_at(struct thread *t, __u64 address)
+{
+	t->key.address = address;
+	t->key.process = t->process;
+	return &t->key;
+}
+
 static __always_inline void add_block(struct thread *t, __u64 address, const struct block *b)
 {
-	struct block_key key = {.address = address, .process = t->process};
+	struct block_key *key = block_at(t, address);
 	struct block *ghost;
 	long err;
 
-	err = bpf_map_update_elem(&blocks, &key, b, BPF_NOEXIST);
+	err = bpf_map_update_elem(&blocks, key, b, BPF_NOEXIST);
 	if (!err)
 		return;
-	ghost = bpf_map_lookup_elem(&blocks, &key);
+	ghost = bpf_map_lookup_elem(&blocks, key);
 	if (ghost) {
 		/* The address was given again, so its free was not seen. */
 		__sync_fetch_and_add(&trouble.missed.bytes, ghost->bytes);
 		__sync_fetch_and_add(&trouble.missed.blocks, 1);
-		err = bpf_map_update_elem(&blocks, &key, b, BPF_EXIST);
+		err = bpf_map_update_elem(&blocks, key, b, BPF_EXIST);
 	}
 	if (err) {
 		__sync_fetch_and_add(&trouble.full.bytes, b->bytes);
@@ -462,7 +471,7 @@ static __always_inline void add_block(struct thread *t, __u64 address, const str
 	}
 }
 
-static __always_inline bool sampled(struct thread *t, __u64 bytes)
+static __noinline bool sampled(struct thread *t, __u64 bytes)
 {
 	if (!sample_bytes)
 		return true;
@@ -486,7 +495,7 @@ static __always_inline bool in_flight(struct thread *t, __u64 sp)
 {
 	if (!t->sp || sp > t->sp)
 		return false;
-	return !t->may_throw || caller_at(t->sp) == t->caller;
+	return !t->may_throw || caller_at(t, t->sp) == t->caller;
 }
 
 /*
@@ -499,7 +508,7 @@ static __always_inline bool leave_out(struct pt_regs *ctx, struct thread *t)
 	    !(bpf_get_attach_cookie(ctx) & COOKIE_LEAF))
 		return false;
 	t->left_sp = t->sp;
-	t->left_caller = return_address(ctx);
+	t->left_caller = return_address(ctx, t);
 	t->sp = 0;
 	return true;
 }
@@ -507,44 +516,36 @@ static __always_inline bool leave_out(struct pt_regs *ctx, struct thread *t)
 /* Whether what happens now happens inside an allocator's function. */
 static __always_inline bool in_allocator(struct thread *t)
 {
-	return t->sp || (t->left_sp && caller_at(t->left_sp) == t->left_caller);
+	return t->sp || (t->left_sp && caller_at(t, t->left_sp) == t->left_caller);
 }
 
 /* What an allocator's function is asked for; 1: its return need not be seen. */
-static __always_inline int enter(struct pt_regs *ctx, __u32 call, __u64 bytes, __u64 old, __u64 out)
+static __noinline int enter_ours(struct pt_regs *ctx, struct thread *t, __u64 bytes, __u64 old,
+				 __u64 out)
 {
-	struct thread *t = our_thread();
 	__u64 sp = PT_REGS_SP(ctx);
-	int ignore = in_session ? 1 : 0;
-	__u64 outer_sp;
 	bool outer;
 
-	if (!t)
-		return ignore;
 	if (t->sp) {
 		if (in_flight(t, sp))
-			return ignore; /* part of that call */
+			return in_session ? 1 : 0; /* part of that call */
 		if (!t->may_throw)
 			__sync_fetch_and_add(&trouble.returns, 1);
 	}
 	outer = in_outer(t, sp);
-	outer_sp = t->outer_sp;
 	/* an aligned operator new asks for more than it was asked for */
 	if (outer && t->outer_sized)
 		bytes = t->outer_bytes;
-	t->outer_sp = 0;
 	t->left_sp = 0;
 	t->sp = sp;
 	t->may_throw = 0;
-	t->call = call;
 	t->bytes = bytes;
 	t->out = out;
 	t->wanted = bytes >= min_bytes && bytes <= max_bytes && sampled(t, bytes);
 	t->old_address = 0;
 	t->old_unknown = 0;
 	if (old) {
-		struct block_key key = {.address = old, .process = t->process};
-		struct block *b = bpf_map_lookup_elem(&blocks, &key);
+		struct block *b = bpf_map_lookup_elem(&blocks, block_at(t, old));
 
 		/*
 		 * Taken out now: once it is freed inside the call, another
@@ -553,25 +554,48 @@ static __always_inline int enter(struct pt_regs *ctx, __u32 call, __u64 bytes, _
 		if (b) {
 			t->old = *b;
 			t->old_address = old;
-			bpf_map_delete_elem(&blocks, &key);
+			bpf_map_delete_elem(&blocks, &t->key);
 		} else {
 			t->old_unknown = old;
 		}
 	}
-	if (leave_out(ctx, t))
+	if (leave_out(ctx, t)) {
+		t->outer_sp = 0;
 		return 1;
+	}
 	if (with_stack && t->wanted) {
 		if (outer)
-			take_stack(t, t->outer_ip, outer_sp, t->outer_fp, t->outer_caller);
+			take_stack(t, t->outer_ip, t->outer_sp, t->outer_fp, t->outer_caller);
 		else
 			take_stack(t, PT_REGS_IP(ctx), sp, PT_REGS_FP(ctx), link_register(ctx));
 	}
+	t->outer_sp = 0;
 	return 0;
+}
+
+static __always_inline int enter(struct pt_regs *ctx, __u64 bytes, __u64 old, __u64 out)
+{
+	struct thread *t = our_thread();
+
+	if (!t)
+		return in_session ? 1 : 0;
+	return enter_ours(ctx, t, bytes, old, out);
 }
 
 static __always_inline void count_unknown(void)
 {
 	__sync_fetch_and_add(&unknown[bpf_get_smp_processor_id() % STACK_SLOTS].count, 1);
+}
+
+/* A block was given. */
+static __always_inline void made(struct thread *t, __u64 address, __u64 bytes, __u64 old)
+{
+	t->made.bytes = bytes;
+	t->made.time_ns = bpf_ktime_get_ns();
+	t->made.stack = stack_id(t, bytes);
+	add_block(t, address, &t->made);
+	if (trace)
+		send(t, EVENT_ALLOC, address, bytes, old, t->made.stack, 0);
 }
 
 /* The block that was resized is no more. */
@@ -583,14 +607,11 @@ static __always_inline void old_freed(struct thread *t)
 		send(t, EVENT_FREE, t->old_address, t->old.bytes, 0, t->old.stack, 0);
 }
 
-static __always_inline void leave(struct pt_regs *ctx, struct thread *t)
+/* A function of its own, because its variables and an entry's together are too many. */
+static __noinline void leave(struct thread *t, __u64 address)
 {
-	__u64 address = PT_REGS_RC(ctx);
-	__u32 call = t->call;
-	struct block b = {};
-
 	t->sp = 0;
-	if (call == CALL_OUT_POINTER) {
+	if (t->out) {
 		__u64 out = 0;
 
 		if ((__u32)address || bpf_probe_read_user(&out, sizeof(out), (void *)t->out))
@@ -608,12 +629,7 @@ static __always_inline void leave(struct pt_regs *ctx, struct thread *t)
 	old_freed(t);
 	if (!t->wanted)
 		return;
-	b.bytes = t->bytes;
-	b.time_ns = bpf_ktime_get_ns();
-	b.stack = stack_id(t, b.bytes);
-	add_block(t, address, &b);
-	if (trace)
-		send(t, EVENT_ALLOC, address, b.bytes, t->old_address, b.stack, 0);
+	made(t, address, t->bytes, t->old_address);
 }
 
 /* The return of the call in flight, not of one inside it. */
@@ -622,7 +638,7 @@ static __always_inline int on_return(struct pt_regs *ctx)
 	struct thread *t = our_thread();
 
 	if (t && t->sp && PT_REGS_SP(ctx) == t->sp + RETURN_POPS)
-		leave(ctx, t);
+		leave(t, PT_REGS_RC(ctx));
 	return 0;
 }
 
@@ -655,7 +671,7 @@ int on_size(struct pt_regs *ctx)
 {
 	if (is_return(ctx))
 		return on_return(ctx);
-	return enter(ctx, CALL_SIZE, PT_REGS_PARM1(ctx), 0, 0);
+	return enter(ctx, PT_REGS_PARM1(ctx), 0, 0);
 }
 
 SEC("uprobe")
@@ -663,7 +679,7 @@ int on_second_size(struct pt_regs *ctx)
 {
 	if (is_return(ctx))
 		return on_return(ctx);
-	return enter(ctx, CALL_SECOND_SIZE, PT_REGS_PARM2(ctx), 0, 0);
+	return enter(ctx, PT_REGS_PARM2(ctx), 0, 0);
 }
 
 SEC("uprobe")
@@ -671,7 +687,7 @@ int on_product(struct pt_regs *ctx)
 {
 	if (is_return(ctx))
 		return on_return(ctx);
-	return enter(ctx, CALL_PRODUCT, product(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx)), 0, 0);
+	return enter(ctx, product(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx)), 0, 0);
 }
 
 SEC("uprobe")
@@ -679,7 +695,7 @@ int on_out_pointer(struct pt_regs *ctx)
 {
 	if (is_return(ctx))
 		return on_return(ctx);
-	return enter(ctx, CALL_OUT_POINTER, PT_REGS_PARM3(ctx), 0, PT_REGS_PARM1(ctx));
+	return enter(ctx, PT_REGS_PARM3(ctx), 0, PT_REGS_PARM1(ctx));
 }
 
 SEC("uprobe")
@@ -687,7 +703,7 @@ int on_resize(struct pt_regs *ctx)
 {
 	if (is_return(ctx))
 		return on_return(ctx);
-	return enter(ctx, CALL_RESIZE, PT_REGS_PARM2(ctx), PT_REGS_PARM1(ctx), 0);
+	return enter(ctx, PT_REGS_PARM2(ctx), PT_REGS_PARM1(ctx), 0);
 }
 
 SEC("uprobe")
@@ -695,8 +711,7 @@ int on_resize_array(struct pt_regs *ctx)
 {
 	if (is_return(ctx))
 		return on_return(ctx);
-	return enter(ctx, CALL_RESIZE_ARRAY, product(PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx)),
-		     PT_REGS_PARM1(ctx), 0);
+	return enter(ctx, product(PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx)), PT_REGS_PARM1(ctx), 0);
 }
 
 /*
@@ -709,11 +724,11 @@ int on_throwing(struct pt_regs *ctx)
 	struct thread *t = our_thread();
 
 	/* 1 would take the probe away */
-	if (enter(ctx, CALL_SIZE, PT_REGS_PARM1(ctx), 0, 0) || !t)
+	if (enter(ctx, PT_REGS_PARM1(ctx), 0, 0) || !t)
 		return 0;
 	if (t->sp == PT_REGS_SP(ctx)) {
 		t->may_throw = 1;
-		t->caller = caller_at(t->sp);
+		t->caller = caller_at(t, t->sp);
 	}
 	return 0;
 }
@@ -725,7 +740,7 @@ int on_ret(struct pt_regs *ctx)
 
 	/* at this instruction the return address has not been popped yet */
 	if (t && t->sp && t->may_throw && PT_REGS_SP(ctx) == t->sp)
-		leave(ctx, t);
+		leave(t, PT_REGS_RC(ctx));
 	return 0;
 }
 
@@ -750,7 +765,7 @@ static __always_inline void enter_outer(struct pt_regs *ctx, bool sized, __u64 b
 	t->outer_sp = sp;
 	t->outer_ip = PT_REGS_IP(ctx);
 	t->outer_fp = PT_REGS_FP(ctx);
-	t->outer_caller = return_address(ctx);
+	t->outer_caller = return_address(ctx, t);
 	t->outer_sized = sized;
 	t->outer_bytes = bytes;
 }
@@ -775,28 +790,27 @@ SEC("uprobe")
 int on_release(struct pt_regs *ctx)
 {
 	struct thread *t = our_thread();
-	struct block_key key = {.address = PT_REGS_PARM1(ctx)};
-	struct block gone = {};
+	__u64 address = PT_REGS_PARM1(ctx);
 	long err;
 
-	if (!t || !key.address)
+	if (!t || !address)
 		return 0;
-	key.process = t->process;
+	block_at(t, address);
 	if (trace) {
-		struct block *b = bpf_map_lookup_elem(&blocks, &key);
+		struct block *b = bpf_map_lookup_elem(&blocks, &t->key);
 
 		if (b)
-			gone = *b;
+			t->made = *b;
 	}
-	err = bpf_map_delete_elem(&blocks, &key);
+	err = bpf_map_delete_elem(&blocks, &t->key);
 	if (!err) {
-		t->freed = key.address;
+		t->freed = address;
 		if (frees_nest) {
 			t->freed_sp = PT_REGS_SP(ctx);
-			t->freed_caller = caller_at(t->freed_sp);
+			t->freed_caller = caller_at(t, t->freed_sp);
 		}
 		if (trace)
-			send(t, EVENT_FREE, key.address, gone.bytes, 0, gone.stack, 0);
+			send(t, EVENT_FREE, address, t->made.bytes, 0, t->made.stack, 0);
 		return 0;
 	}
 	/*
@@ -804,9 +818,9 @@ int on_release(struct pt_regs *ctx)
 	 * address inside a free: of an allocator on top of another, whose block
 	 * lies inside the other's. One inside realloc is part of that.
 	 */
-	if (t->freed == key.address || in_flight(t, PT_REGS_SP(ctx)) ||
+	if (t->freed == address || in_flight(t, PT_REGS_SP(ctx)) ||
 	    (frees_nest && t->freed_sp && PT_REGS_SP(ctx) <= t->freed_sp &&
-	     caller_at(t->freed_sp) == t->freed_caller))
+	     caller_at(t, t->freed_sp) == t->freed_caller))
 		t->freed = 0;
 	else
 		count_unknown();
@@ -822,7 +836,6 @@ SEC("usdt")
 int BPF_USDT(on_told_alloc, void *address, __u64 bytes, __u64 weight)
 {
 	struct thread *t = our_thread();
-	struct block b = {};
 
 	if (!t || !address)
 		return 0;
@@ -830,13 +843,7 @@ int BPF_USDT(on_told_alloc, void *address, __u64 bytes, __u64 weight)
 		set_depth(t, 0,
 			  bpf_get_stack(ctx, t->stack.ips, depth_max * sizeof(t->stack.ips[0]),
 					BPF_F_USER_STACK));
-	t->call = CALL_SIZE;
-	b.bytes = weight;
-	b.time_ns = bpf_ktime_get_ns();
-	b.stack = stack_id(t, b.bytes);
-	add_block(t, (__u64)address, &b);
-	if (trace)
-		send(t, EVENT_ALLOC, (__u64)address, b.bytes, 0, b.stack, 0);
+	made(t, (__u64)address, weight, 0);
 	return 0;
 }
 
@@ -844,15 +851,13 @@ SEC("usdt")
 int BPF_USDT(on_told_free, void *address)
 {
 	struct thread *t = our_thread();
-	struct block_key key = {.address = (__u64)address};
 
 	if (!t || !address)
 		return 0;
-	key.process = t->process;
-	if (bpf_map_delete_elem(&blocks, &key))
+	if (bpf_map_delete_elem(&blocks, block_at(t, (__u64)address)))
 		count_unknown();
 	else if (trace)
-		send(t, EVENT_FREE, key.address, 0, 0, 0, 0);
+		send(t, EVENT_FREE, (__u64)address, 0, 0, 0, 0);
 	return 0;
 }
 

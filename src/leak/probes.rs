@@ -260,3 +260,57 @@ fn program_of(point: &Point) -> &'static str {
 fn gives_memory(call: Call) -> bool {
     !matches!(call, Call::Release | Call::Map)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use object::Object as _;
+    use object::ObjectSection as _;
+    use object::SectionKind;
+
+    /// From this many bytes of stack on, rounded up to [`ROUNDED`], the kernel
+    /// may give a program one for each CPU, which does for no program that can
+    /// be preempted (`BPF_PRIV_STACK_MIN_SIZE`, `round_up_stack_depth()`,
+    /// kernel/bpf/verifier.c since 6.13).
+    const SHARED: u64 = 64;
+    const ROUNDED: u64 = 16;
+
+    /// The stack that the functions of a section use at most.
+    fn stack(code: &[u8]) -> u64 {
+        const FRAME: u8 = 10;
+        let mut copies = [false; 11];
+        let mut deepest = 0;
+        // struct bpf_insn, Documentation/bpf/standardization/instruction-set.rst
+        for insn in code.chunks_exact(8) {
+            let (opcode, dst, src) = (insn[0], insn[1] & 0xf, insn[1] >> 4);
+            let offset = i64::from(i16::from_le_bytes([insn[2], insn[3]]));
+            let number = i64::from(i32::from_le_bytes([insn[4], insn[5], insn[6], insn[7]]));
+            let used = match opcode & 7 {
+                1 if src == FRAME => -offset,
+                2 | 3 if dst == FRAME => -offset,
+                7 if opcode == 0x07 && copies[usize::from(dst)] => -number,
+                _ => 0,
+            };
+            deepest = deepest.max(used);
+            copies[usize::from(dst)] = opcode == 0xbf && src == FRAME;
+        }
+        u64::try_from(deepest).unwrap()
+    }
+
+    #[test]
+    fn no_probe_needs_a_stack_that_threads_would_share() {
+        let data = include_bytes!(concat!(env!("OUT_DIR"), "/memleak.bpf.o"));
+        let file = object::File::parse(&data[..]).unwrap();
+        let depths: BTreeMap<&str, u64> = file
+            .sections()
+            .filter(|section| section.kind() == SectionKind::Text)
+            .map(|section| (section.name().unwrap(), stack(section.data().unwrap())))
+            .collect();
+        for section in [".text", "uprobe", "uretprobe", "usdt"] {
+            let depth = depths[section];
+            assert!(depth > 0, "{section} uses no stack at all");
+            assert!(depth.next_multiple_of(ROUNDED) < SHARED, "{section}: {depth} bytes");
+        }
+    }
+}
