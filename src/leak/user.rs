@@ -46,6 +46,7 @@ use crate::maps::Object;
 use crate::maps::Objects;
 use crate::procfs::ProcFs;
 use crate::rights;
+use crate::time::monotonic_ns;
 use crate::uprobe;
 use crate::uprobe::Method;
 use crate::uprobe::Side;
@@ -529,9 +530,19 @@ impl<'obj> Tracer<'obj> {
             return Ok(());
         }
         match self.add(procfs, raw.tid, raw.other) {
+            Ok(()) => {
+                let late_ms = monotonic_ns().saturating_sub(raw.time_ns) / 1_000_000;
+                let name = comm(raw.tid).unwrap_or_default();
+                self.warnings.push(format!(
+                    "follows {} ({name}) from {late_ms} ms after its fork: what it allocated \
+                     before is not seen",
+                    raw.tid
+                ));
+                Ok(())
+            }
             // It may have exited before we came.
             Err(_) if comm(raw.tid).is_none() => Ok(()),
-            other => other,
+            Err(error) => Err(error),
         }
     }
 

@@ -13,7 +13,13 @@ use crate::figures::Table;
 use crate::figures::figure;
 
 const RUNS: usize = 20;
-const COMMANDS: [&[&str]; 3] = [&["procstat", "-n", "1"], &["sysstat", "-n", "1"], &["doctor"]];
+const COMMANDS: [&[&str]; 4] = [
+    &["procstat", "-n", "1"],
+    &["sysstat", "-n", "1"],
+    // Another program's end would be another figure: this one does nothing.
+    &["memleak", "--", "true"],
+    &["doctor"],
+];
 
 /// Measures and prints.
 pub(crate) fn run(bench: &Bench) -> Result<()> {

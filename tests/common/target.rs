@@ -1,10 +1,24 @@
 //! The programs of `tests/targets`: one set of orders over every kind of
 //! allocator. Each answer says what the program then holds.
 
+use std::collections::BTreeSet;
 use std::env;
+use std::fs;
+use std::os::unix::fs::chroot;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::path::PathBuf;
+use std::process;
 use std::process::Command;
+
+use rustix::mount::MountFlags;
+use rustix::mount::MountPropagationFlags;
+use rustix::mount::UnmountFlags;
+use rustix::mount::mount;
+use rustix::mount::mount_change;
+use rustix::mount::unmount;
+use rustix::thread::UnshareFlags;
+use rustix::thread::unshare_unsafe;
 
 use super::worker::Worker;
 
@@ -70,6 +84,42 @@ impl Target {
     /// Starts one and waits until it is ready.
     pub fn start(name: &str) -> Self {
         let (worker, greeting) = Worker::spawn(&mut Command::new(program(name)));
+        Self { worker, account: Account::parse(&greeting) }
+    }
+
+    /// Starts one where nobody else can see its files: below a root in a file
+    /// system that is mounted for it alone, as in a container.
+    pub fn start_in_own_root(name: &str) -> Self {
+        let files = {
+            let model = Self::start(name);
+            let maps = fs::read_to_string(format!("/proc/{}/maps", model.pid())).expect("maps");
+            maps.lines()
+                .filter_map(|line| line.find('/').map(|from| PathBuf::from(&line[from..])))
+                .collect::<BTreeSet<_>>()
+        };
+        let root = env::temp_dir().join(format!("root-{}-{name}", process::id()));
+        fs::create_dir(&root).expect("a folder");
+        mount("root", &root, "tmpfs", MountFlags::empty(), None).expect("a file system");
+        let loader = PathBuf::from("/lib64/ld-linux-x86-64.so.2");
+        for file in files.into_iter().chain([loader]) {
+            let copy = root.join(file.strip_prefix("/").expect("a whole path"));
+            fs::create_dir_all(copy.parent().expect("a folder")).expect("folders");
+            fs::copy(&file, &copy).expect("a copy");
+        }
+        let mut command = Command::new(program(name));
+        let inside = root.clone();
+        let isolate = move || {
+            // SAFETY: only the file systems are unshared, before anything else runs.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+            chroot(&inside)?;
+            env::set_current_dir("/")
+        };
+        // SAFETY: nothing but system calls between fork and exec.
+        unsafe { command.pre_exec(isolate) };
+        let (worker, greeting) = Worker::spawn(&mut command);
+        unmount(&root, UnmountFlags::DETACH).expect("unmounting");
+        fs::remove_dir(&root).expect("an empty folder");
         Self { worker, account: Account::parse(&greeting) }
     }
 

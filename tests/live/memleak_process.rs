@@ -35,6 +35,8 @@ pub fn tests() -> Vec<Trial> {
     vec![
         test("memleak: a forked child's frees are not the parent's", fork),
         test("memleak: a forked child's blocks are not the parent's", fork_leak),
+        test("memleak: --follow counts for a child once it is noticed", follow),
+        test("memleak: a program with a root and mounts of its own", own_root),
         test("memleak: exec starts the account over", exec),
         test("memleak: a process that exited still has names", exited),
         test("memleak: a process killed between reports is no error", killed_target),
@@ -82,6 +84,39 @@ fn fork_leak() -> Outcome {
     }
     target.ask("reap");
     PASS
+}
+
+fn follow() -> Outcome {
+    for name in ["glibc", "musl-static"] {
+        let mut target = Target::start(name);
+        let parent = target.pid();
+        let args = ["-i", "0.2", "--top", "100000", "--follow"];
+        let watcher = Watcher::start(&[&["memleak", "-P", &parent.to_string()], &args[..]].concat());
+        target.ask("malloc 23 101");
+        let child = target.ask("fork-over").extra;
+        let child = u32::try_from(child).map_err(|error| error.to_string())?;
+        let noticed = watcher.wait_for(|row| row["kind"] == "total" && row["pid"] == child);
+        check!(noticed.is_ok(), "{name}: no report of the child");
+        target.ask("malloc 19 80");
+        target.ask("free-last 2");
+        let report = report(watcher);
+        check!(report.stderr.contains(&format!("follows {child} ")), "{name}: {}", report.stderr);
+        check_eq!(report.called_by(parent, "leak_malloc"), Amount::of(23, 101), "{name}: parent");
+        check_eq!(report.heap(parent), Amount::of(23, 101), "{name}: parent");
+        check_eq!(report.called_by(child, "leak_malloc"), Amount::of(17, 80), "{name}: child");
+        check_eq!(report.heap(child), Amount::of(17, 80), "{name}: what it inherited is not its");
+    }
+    PASS
+}
+
+fn own_root() -> Outcome {
+    let mut target = Target::start_in_own_root("glibc");
+    let watcher = watch(&[target.pid()], &[]);
+    target.ask("malloc 23 101");
+    target.ask("free 3");
+    let report = report(watcher);
+    check_eq!(report.called_by(target.pid(), "leak_malloc"), Amount::of(20, 101), "held");
+    report.agrees(target.pid(), target.account)
 }
 
 fn exec() -> Outcome {
@@ -225,7 +260,8 @@ fn command() -> Outcome {
         let report = Report::of(rows, stderr);
         let pid = report.rows.iter().find_map(|row| row["pid"].as_u64()).ok_or("no process")?;
         let pid = u32::try_from(pid).map_err(|error| error.to_string())?;
-        check_eq!(report.called_by(pid, "leak_calloc"), Amount::of(7, 159), "{name}: main");
+        let held = report.called_by(pid, "leak_calloc");
+        check_eq!(held, Amount::of(7, 159), "{name}: main: {:?}", report.rows);
         let wanted = if name == "constructor" { 23 } else { 0 };
         let constructed = report.called_by(pid, "leak_constructor");
         check_eq!(constructed, Amount::of(wanted, 101), "{name}: before main");

@@ -102,6 +102,20 @@ static void order_fork_stay(long n, long size, long unused)
 	extra = staying;
 }
 
+/* A child obeys from now on, with the account it inherits; the parent waits for its end. EXTRA:
+ * its PID. */
+static void order_fork_over(long unused, long unused2, long unused3)
+{
+	pid_t pid = forked();
+
+	(void)unused, (void)unused2, (void)unused3;
+	if (pid) {
+		reaped(pid);
+		_exit(0);
+	}
+	extra = getpid();
+}
+
 static void order_reap(long unused, long unused2, long unused3)
 {
 	(void)unused, (void)unused2, (void)unused3;
@@ -251,6 +265,7 @@ const struct order process_orders[] = {
 	{"fork", order_fork},
 	{"fork-leak", order_fork_leak},
 	{"fork-stay", order_fork_stay},
+	{"fork-over", order_fork_over},
 	{"reap", order_reap},
 	{"exec", order_exec},
 	{"exit", order_exit},
