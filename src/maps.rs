@@ -444,9 +444,18 @@ impl Maps {
 
     /// Takes over a newer reading of the same process. Executable file ranges
     /// that are not in it are kept, except where it maps something else: a
-    /// stack captured before still finds its names.
+    /// stack captured before still finds its names. A file that cannot be opened
+    /// any more is still held from then: the last reading may be of a process
+    /// that was ending.
     pub fn update(&mut self, newer: Maps) {
         let earlier = std::mem::replace(&mut self.now, newer.now);
+        for mapping in self.now.iter_mut().filter(|mapping| mapping.reason.is_some()) {
+            let mut held = earlier.iter().chain(&self.gone).filter(|one| one.object.is_some());
+            if let Some(one) = held.find(|one| one.file == mapping.file) {
+                mapping.object.clone_from(&one.object);
+                mapping.reason = None;
+            }
+        }
         let mut gone = std::mem::take(&mut self.gone);
         gone.extend(earlier.into_iter().filter(Mapping::keeps_names));
         for mapping in gone {
@@ -577,6 +586,21 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
         assert!(maps.find(0x5500).is_none());
         assert_eq!(&*maps.find(0x6010).unwrap().name, "/c");
         assert_eq!(maps.find(0x7010).unwrap().file_offset(0x7010), 0x8010);
+    }
+
+    #[test]
+    fn a_reading_of_a_process_that_is_ending_loses_no_file() {
+        let mut objects = Objects::default();
+        let mut maps = own(&mut objects);
+        let before: Vec<u64> = maps.executables().map(|object| object.serial).collect();
+        assert!(!before.is_empty());
+        let mut later = own(&mut objects);
+        for mapping in &mut later.now {
+            mapping.reason = mapping.object.take().map(|_| "the file has gone");
+        }
+        maps.update(later);
+        assert_eq!(maps.unopened().next(), None);
+        assert_eq!(maps.executables().map(|object| object.serial).collect::<Vec<_>>(), before);
     }
 
     #[test]
