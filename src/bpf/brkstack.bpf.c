@@ -50,7 +50,7 @@ struct {
 	__type(value, struct site);
 } sites SEC(".maps");
 
-/* Room for one stack; a program is never run twice at once on one CPU. */
+/* Room for one stack: trace events run their programs with preemption off. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -220,31 +220,29 @@ int exit_brk(struct trace_event_raw_sys_exit *ctx)
 #endif
 #define NR32_BRK 45 /* syscall_32.tbl of both architectures */
 
-SEC("tp_btf/sys_enter")
-int BPF_PROG(on_enter, struct pt_regs *regs, long id)
+static __always_inline bool is_brk(__u32 nr)
 {
-	struct asked asked = {};
-	__u32 nr = (__u32)id;
-
 	if (nr != NR_BRK && nr != NR32_BRK)
+		return false;
+	return nr == (call_is_narrow() ? NR32_BRK : NR_BRK);
+}
+
+SEC("tracepoint/raw_syscalls/sys_enter")
+int on_enter(struct trace_event_raw_sys_enter *ctx)
+{
+	if (!is_brk((__u32)ctx->id))
 		return 0;
-	asked.narrow = call_is_narrow();
-	if (nr != (asked.narrow ? NR32_BRK : NR_BRK))
-		return 0;
-	call_arguments(regs, &asked);
+	struct asked asked = ASKED_OF(ctx, 1);
+
+	if (call_is_narrow())
+		asked_narrowly(&asked);
 	return begin(&asked);
 }
 
-SEC("tp_btf/sys_exit")
-int BPF_PROG(on_return, struct pt_regs *regs, long ret)
+SEC("tracepoint/raw_syscalls/sys_exit")
+int on_return(struct trace_event_raw_sys_exit *ctx)
 {
-	__u32 nr = call_number(regs);
-
-	if (nr != NR_BRK && nr != NR32_BRK)
-		return 0;
-	if (nr != (call_is_narrow() ? NR32_BRK : NR_BRK))
-		return 0;
-	return end(ctx, ret);
+	return is_brk((__u32)ctx->id) ? end(ctx, ctx->ret) : 0;
 }
 
 SEC("raw_tp/sched_process_exit")

@@ -230,19 +230,20 @@ static __always_inline __u32 call_of(__u32 nr, bool narrow)
 	return call;
 }
 
-SEC("tp_btf/sys_enter")
-int BPF_PROG(on_enter, struct pt_regs *regs, long id)
+SEC("tracepoint/raw_syscalls/sys_enter")
+int on_enter(struct trace_event_raw_sys_enter *ctx)
 {
-	struct asked asked = {};
-	__u32 nr = (__u32)id, call;
+	__u32 nr = (__u32)ctx->id, call;
 
 	if (!number_is_ours(nr))
 		return 0;
-	asked.narrow = call_is_narrow();
+	struct asked asked = ASKED_OF(ctx, 6);
+
+	if (call_is_narrow())
+		asked_narrowly(&asked);
 	call = call_of(nr, asked.narrow);
 	if (!call)
 		return 0;
-	call_arguments(regs, &asked);
 	if (asked.narrow && nr == NR32_MMAP2) {
 		asked.args[5] <<= 12; /* units of 4096 bytes: mmap2(2) */
 	} else if (asked.narrow && nr == NR32_OLD_MMAP) {
@@ -256,15 +257,15 @@ int BPF_PROG(on_enter, struct pt_regs *regs, long id)
 	return begin(call, &asked);
 }
 
-SEC("tp_btf/sys_exit")
-int BPF_PROG(on_return, struct pt_regs *regs, long ret)
+SEC("tracepoint/raw_syscalls/sys_exit")
+int on_return(struct trace_event_raw_sys_exit *ctx)
 {
-	__u32 nr = call_number(regs), call;
+	__u32 nr = (__u32)ctx->id, call;
 
 	if (!number_is_ours(nr))
 		return 0;
 	call = call_of(nr, call_is_narrow());
-	return call ? end(call, ret) : 0;
+	return call ? end(call, ctx->ret) : 0;
 }
 
 SEC("raw_tp/sched_process_exit")

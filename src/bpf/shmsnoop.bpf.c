@@ -16,6 +16,7 @@ enum call {
 	CALL_SHMAT,
 	CALL_SHMDT,
 	CALL_SHMCTL,
+	CALL_ANY, /* whichever is under way */
 };
 
 /* A segment, as the kernel has it. */
@@ -145,13 +146,14 @@ static __always_inline int begin(__u32 call, const struct asked *asked, __u64 ou
 
 static __always_inline int end(__u32 call, long ret)
 {
-	struct flight *f = flight_of(call);
+	struct flight *f = call == CALL_ANY ? flight_here() : flight_of(call);
 	struct shmsnoop_event *event;
 	struct task_struct *task;
 	__u64 ids;
 
 	if (!f)
 		return 0;
+	call = f->call;
 	if (only_failed && !call_failed(ret))
 		goto out;
 	if (f->out && !call_failed(ret)) {
@@ -329,17 +331,18 @@ static __always_inline __u32 unpack(struct asked *asked, __u64 *out)
 	return CALL_NONE;
 }
 
-SEC("tp_btf/sys_enter")
-int BPF_PROG(on_enter, struct pt_regs *regs, long id)
+SEC("tracepoint/raw_syscalls/sys_enter")
+int on_enter(struct trace_event_raw_sys_enter *ctx)
 {
-	struct asked asked = {};
-	__u32 nr = (__u32)id, call;
+	__u32 nr = (__u32)ctx->id, call;
 	__u64 out = 0;
 
 	if (!number_is_ours(nr))
 		return 0;
-	asked.narrow = call_is_narrow();
-	call_arguments(regs, &asked);
+	struct asked asked = ASKED_OF(ctx, 6);
+
+	if (call_is_narrow())
+		asked_narrowly(&asked);
 	if (asked.narrow && nr == NR32_IPC)
 		call = unpack(&asked, &out);
 	else
@@ -347,23 +350,18 @@ int BPF_PROG(on_enter, struct pt_regs *regs, long id)
 	return call ? begin(call, &asked, out) : 0;
 }
 
-SEC("tp_btf/sys_exit")
-int BPF_PROG(on_return, struct pt_regs *regs, long ret)
+SEC("tracepoint/raw_syscalls/sys_exit")
+int on_return(struct trace_event_raw_sys_exit *ctx)
 {
-	struct asked asked = {};
-	__u32 nr = call_number(regs), call;
-	__u64 out;
+	__u32 nr = (__u32)ctx->id, call;
+	bool narrow;
 
 	if (!number_is_ours(nr))
 		return 0;
-	asked.narrow = call_is_narrow();
-	if (asked.narrow && nr == NR32_IPC) {
-		call_arguments(regs, &asked);
-		call = unpack(&asked, &out);
-	} else {
-		call = call_of(nr, asked.narrow);
-	}
-	return call ? end(call, ret) : 0;
+	narrow = call_is_narrow();
+	/* which of the calls ipc() was, is known from its entry */
+	call = narrow && nr == NR32_IPC ? CALL_ANY : call_of(nr, narrow);
+	return call ? end(call, ctx->ret) : 0;
 }
 
 SEC("raw_tp/sched_process_exit")

@@ -85,7 +85,7 @@ static CHOICE: Choice = Choice {
     purpose: "to see the heap grow",
     hooks: &[
         Hook {
-            name: "tp:syscalls/sys_enter_brk",
+            name: "syscalls:sys_enter_brk",
             programs: &[],
             attach: &["enter_brk", "exit_brk"],
             needs: &[
@@ -100,7 +100,11 @@ static CHOICE: Choice = Choice {
             name: syscalls::ALL_CALLS,
             programs: &[],
             attach: &["on_enter", "on_return"],
-            needs: &[Need::KernelBtf, Need::ReadKernel, Need::BtfTracepoint("sys_enter")],
+            needs: &[
+                Need::Field("task_struct", "tgid"),
+                Need::ReadKernel,
+                Need::Tracepoint("raw_syscalls/sys_enter"),
+            ],
             loses: "",
         },
     ],

@@ -65,7 +65,7 @@ static CHOICE: Choice = Choice {
     purpose: "to see calls that map memory",
     hooks: &[
         Hook {
-            name: "tp:syscalls/sys_enter_mmap",
+            name: "syscalls:sys_enter_mmap",
             programs: &["enter_munmap", "exit_munmap", "enter_mremap", "exit_mremap"],
             attach: &["enter_mmap", "exit_mmap"],
             needs: &[
@@ -80,7 +80,11 @@ static CHOICE: Choice = Choice {
             name: syscalls::ALL_CALLS,
             programs: &[],
             attach: &["on_enter", "on_return"],
-            needs: &[Need::KernelBtf, Need::ReadKernel, Need::BtfTracepoint("sys_enter")],
+            needs: &[
+                Need::Field("task_struct", "tgid"),
+                Need::ReadKernel,
+                Need::Tracepoint("raw_syscalls/sys_enter"),
+            ],
             loses: "",
         },
     ],

@@ -72,7 +72,7 @@ static CHOICE: Choice = Choice {
     purpose: "to see calls of shared memory",
     hooks: &[
         Hook {
-            name: "tp:syscalls/sys_enter_shmget",
+            name: "syscalls:sys_enter_shmget",
             programs: &[],
             attach: &[
                 "enter_shmget",
@@ -96,7 +96,11 @@ static CHOICE: Choice = Choice {
             name: syscalls::ALL_CALLS,
             programs: &[],
             attach: &["on_enter", "on_return"],
-            needs: &[Need::KernelBtf, Need::ReadKernel, Need::BtfTracepoint("sys_enter")],
+            needs: &[
+                Need::Field("task_struct", "tgid"),
+                Need::ReadKernel,
+                Need::Tracepoint("raw_syscalls/sys_enter"),
+            ],
             loses: "",
         },
     ],
@@ -510,14 +514,14 @@ impl Shmsnoop {
             }
             if stock.unreadable > 0 {
                 note(&format!(
-                    "{} processes may not be looked at: what they hold is missing; run it as root",
+                    "processes that may not be looked at: {}; what they hold is missing",
                     stock.unreadable
                 ));
             }
             if stock.elsewhere > 0 {
                 note(&format!(
-                    "{} processes are in other IPC namespaces: of their System V segments only \
-                     those that are attached are listed",
+                    "processes in other IPC namespaces: {}; of their System V segments only those \
+                     that are attached are listed",
                     stock.elsewhere
                 ));
             }

@@ -21,7 +21,8 @@ use crate::common::worker::Worker;
 use crate::common::worker::snoops::MARK;
 
 /// Hooks, and the feature of `tests/kernels.txt` each depends on.
-pub const HOOKS: [(&str, &str); 2] = [("tp", "syscall_tracepoints"), ("tp_btf:sys_enter", "tp_btf")];
+pub const HOOKS: [(&str, &str); 2] =
+    [("syscalls", "syscall_tracepoints"), ("raw_syscalls", "syscall_tracepoints")];
 
 pub fn tests() -> Vec<Trial> {
     let mut tests = Vec::new();
@@ -44,15 +45,12 @@ pub fn tests() -> Vec<Trial> {
     tests
 }
 
-/// Whether this kernel has what a hook of the three commands needs.
+/// Whether this kernel has the tracepoint a hook of the three commands is on.
 pub fn has(hook: &str) -> bool {
-    match hook {
-        "tp" => ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"]
-            .iter()
-            .any(|root| Path::new(root).join("events/syscalls/sys_enter_mmap/id").exists()),
-        // Built-in type information is what tests cannot run without.
-        _ => Path::new("/sys/kernel/btf/vmlinux").exists(),
-    }
+    let place = if hook == "syscalls" { "syscalls/sys_enter_mmap" } else { "raw_syscalls/sys_enter" };
+    ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"]
+        .iter()
+        .any(|root| Path::new(root).join("events").join(place).join("id").exists())
 }
 
 /// Starts a watcher of one process.
@@ -266,9 +264,9 @@ pub fn narrow_calls(
 ) -> Result<(Vec<Value>, Vec<Value>, u64), libtest_mimic::Failed> {
     let mut worker = Worker::start();
     let watcher =
-        watch(command, worker.pid(), &[&["--hook", "tp_btf:sys_enter"], args].concat());
+        watch(command, worker.pid(), &[&["--hook", "raw_syscalls"], args].concat());
     // What the other hook says, it keeps.
-    let blind = watch(command, worker.pid(), &[&["--hook", "tp"], args].concat());
+    let blind = watch(command, worker.pid(), &[&["--hook", "syscalls"], args].concat());
     let said: Value = serde_json::from_str(&worker.ask("narrow"))?;
     let rows = rows_of(watcher)?;
     let (_, seen, stderr) = blind.stop();
@@ -281,7 +279,7 @@ pub fn narrow_calls(
 }
 
 fn narrow() -> Outcome {
-    if_supported("ia32", runs_narrow() && has("tp"), || {
+    if_supported("ia32", runs_narrow() && has("syscalls"), || {
         let (mut rows, made, _) = narrow_calls("mmapsnoop", &["--all"])?;
         let made: Vec<&Value> = made
             .iter()

@@ -171,7 +171,7 @@ fn losses() -> Outcome {
 }
 
 fn narrow() -> Outcome {
-    if_supported("ia32", runs_narrow() && has("tp"), || {
+    if_supported("ia32", runs_narrow() && has("syscalls"), || {
         let (rows, made, place) = narrow_calls("shmsnoop", &[])?;
         let made: Vec<&Value> = made
             .iter()

@@ -59,8 +59,8 @@ static __always_inline struct flight *flight_begin(__u32 call)
 	return f;
 }
 
-/* What the calling thread began; NULL: no such call, or it was left out. */
-static __always_inline struct flight *flight_of(__u32 call)
+/* What the calling thread began; NULL: nothing, or it was left out. */
+static __always_inline struct flight *flight_here(void)
 {
 	struct flight *f;
 
@@ -71,6 +71,14 @@ static __always_inline struct flight *flight_of(__u32 call)
 
 		f = bpf_map_lookup_elem(&flights_by_tid, &tid);
 	}
+	return f && f->call ? f : NULL;
+}
+
+/* The same, if it is this call. */
+static __always_inline struct flight *flight_of(__u32 call)
+{
+	struct flight *f = flight_here();
+
 	return f && f->call == call ? f : NULL;
 }
 
@@ -102,7 +110,13 @@ static __always_inline bool call_failed(long ret)
  * The arguments of a call as all its hooks see them. `narrow`: the caller is a
  * 32-bit program, or made the call as one (int $0x80). The tracepoints of single
  * calls leave those out (ARCH_TRACE_IGNORE_COMPAT_SYSCALLS, kernel/trace/
- * trace_syscalls.c); sys_enter and sys_exit do not.
+ * trace_syscalls.c); raw_syscalls does not.
+ *
+ * raw_syscalls is used as a trace event and not as a raw or BTF tracepoint: a
+ * program of those is run with preemption on (seen in 7.2), and while a thread
+ * is preempted in it, it is not run for any other thread of that CPU
+ * (`prog->active`, kernel/trace/bpf_trace.c). Two busy threads lost a third of
+ * their calls that way.
  */
 struct asked {
 	__u64 args[6];
@@ -112,45 +126,9 @@ struct asked {
 #ifdef __TARGET_ARCH_x86
 /* TS_COMPAT, arch/x86/include/asm/thread_info.h: set from entry to exit. */
 #define CALL_IS_NARROW(task) (BPF_CORE_READ(task, thread_info.status) & 2)
-
-static __always_inline __u32 call_number(struct pt_regs *regs)
-{
-	return (__u32)regs->orig_ax;
-}
-
-static __always_inline void call_arguments(struct pt_regs *regs, struct asked *asked)
-{
-	if (asked->narrow) {
-		asked->args[0] = (__u32)regs->bx;
-		asked->args[1] = (__u32)regs->cx;
-		asked->args[2] = (__u32)regs->dx;
-		asked->args[3] = (__u32)regs->si;
-		asked->args[4] = (__u32)regs->di;
-		asked->args[5] = (__u32)regs->bp;
-	} else {
-		asked->args[0] = regs->di;
-		asked->args[1] = regs->si;
-		asked->args[2] = regs->dx;
-		asked->args[3] = regs->r10;
-		asked->args[4] = regs->r8;
-		asked->args[5] = regs->r9;
-	}
-}
 #else
 /* TIF_32BIT, arch/arm64/include/asm/thread_info.h */
 #define CALL_IS_NARROW(task) (BPF_CORE_READ(task, thread_info.flags) & (1UL << 22))
-
-static __always_inline __u32 call_number(struct pt_regs *regs)
-{
-	return (__u32)regs->syscallno;
-}
-
-static __always_inline void call_arguments(struct pt_regs *regs, struct asked *asked)
-{
-	for (int i = 0; i < 6; i++)
-		asked->args[i] = regs->regs[i];
-	asked->args[0] = regs->orig_x0;
-}
 #endif
 
 static __always_inline bool call_is_narrow(void)
@@ -158,6 +136,14 @@ static __always_inline bool call_is_narrow(void)
 	struct task_struct *task = (void *)bpf_get_current_task();
 
 	return CALL_IS_NARROW(task);
+}
+
+/* Registers of a 32-bit program have 32 bits. */
+static __always_inline void asked_narrowly(struct asked *asked)
+{
+	asked->narrow = true;
+	for (int i = 0; i < 6; i++)
+		asked->args[i] = (__u32)asked->args[i];
 }
 
 /* The first `n` of the arguments a tracepoint of a single call shows. */
