@@ -49,6 +49,8 @@ pub enum Need {
     Func(&'static str),
     /// A raw tracepoint with BTF (`btf_trace_<name>`).
     BtfTracepoint(&'static str),
+    /// A tracepoint of tracefs, `category/name`.
+    Tracepoint(&'static str),
     /// A member of a structure.
     Field(&'static str, &'static str),
     /// A kernel symbol in kallsyms; data symbols need `CONFIG_KALLSYMS_ALL`.
@@ -81,6 +83,7 @@ impl fmt::Display for Need {
             Need::KernelBtf => f.write_str("built-in type information (BTF)"),
             Need::Func(name) => write!(f, "function `{name}`"),
             Need::BtfTracepoint(name) => write!(f, "BTF tracepoint `{name}`"),
+            Need::Tracepoint(name) => write!(f, "tracepoint `{name}`"),
             Need::Field(of, name) => write!(f, "`{of}.{name}`"),
             Need::Symbol(name) => write!(f, "symbol `{name}`"),
             Need::ReadKernel => f.write_str("reading kernel memory with BPF"),
@@ -233,6 +236,7 @@ impl KernelFacts {
                     find(btf, &name, libbpf_sys::BTF_KIND_TYPEDEF);
                 Answer::of(found.is_some(), || "not on this kernel".into())
             }),
+            Need::Tracepoint(name) => tracepoint(name),
             Need::Field(of, name) => self.in_btf(|btf| {
                 let ty: Option<types::Struct<'_>> = find(btf, of, libbpf_sys::BTF_KIND_STRUCT);
                 Answer::of(ty.is_some_and(|ty| has_member(btf, &ty, name, 0)), || {
@@ -321,6 +325,17 @@ impl KernelFacts {
     fn symbols(&self) -> Option<&[u8]> {
         self.symbols.get_or_init(|| fs::read("/proc/kallsyms").ok()).as_deref()
     }
+}
+
+/// Where tracefs is, on its own or within debugfs; libbpf looks at both.
+const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+
+fn tracepoint(name: &str) -> Answer {
+    let folders = TRACEFS.map(|root| Path::new(root).join("events"));
+    let Some(events) = folders.iter().find(|folder| folder.exists()) else {
+        return Answer::No("tracefs is not mounted, or may not be read".into());
+    };
+    Answer::of(events.join(name).join("id").exists(), || "not on this kernel".into())
 }
 
 /// The line "address type name" of a symbol of the kernel itself; a module's

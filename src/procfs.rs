@@ -159,6 +159,11 @@ impl ProcFs {
         self.root.join(format!("proc/{pid}/{entry}"))
     }
 
+    /// The path of a file below the root, such as `proc/sysvipc/shm`.
+    pub fn file(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
     /// The cgroup v2 path of a process; `None` if it has gone.
     pub fn cgroup(&self, pid: i32) -> Option<String> {
         let text = self.read(&format!("proc/{pid}/cgroup")).ok()?;

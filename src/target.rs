@@ -68,6 +68,11 @@ impl Target {
         Ok(target)
     }
 
+    /// Whether nothing was asked for in particular: every process is meant.
+    pub fn is_everything(&self) -> bool {
+        self.tgids.is_empty() && self.comm.is_none() && self.cgroup.is_none()
+    }
+
     /// Whether a process is asked for; for hooks that have no kernel side.
     pub fn matches(&self, tgid: u32, comm: &str, cgroup: impl FnOnce() -> Option<String>) -> bool {
         if !self.tgids.is_empty() && self.tgids.binary_search(&tgid).is_err() {

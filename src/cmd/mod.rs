@@ -75,6 +75,9 @@ commands! {
     procstat => Procstat,
     sysstat => Sysstat,
     memleak => Memleak,
+    mmapsnoop => Mmapsnoop,
+    brkstack => Brkstack,
+    shmsnoop => Shmsnoop,
     doctor => Doctor,
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Programs that do nothing, on the hooks procstat and memleak can use. What
+ * Programs that do nothing, on the hooks that commands can use. What
  * they cost is the price of being there at all; a benchmark compares with it.
  */
 #include "vmlinux.h"
@@ -36,6 +36,13 @@ int empty_return(struct pt_regs *ctx)
 
 SEC("uprobe")
 int empty_both(struct pt_regs *ctx)
+{
+	return 0;
+}
+
+/* For trace events, such as those of system calls. */
+SEC("tp")
+int empty_call(void *ctx)
 {
 	return 0;
 }

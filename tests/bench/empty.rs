@@ -8,6 +8,7 @@ use libbpf_rs::Link;
 use libbpf_rs::OpenObject;
 use libbpf_rs::Program;
 use libbpf_rs::ProgramMut;
+use libbpf_rs::TracepointCategory;
 use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::Skel as _;
 use libbpf_rs::skel::SkelBuilder as _;
@@ -50,6 +51,20 @@ impl Empty {
         let skel = load(&mut storage, None, &[name])?;
         let program = uprobe::program(skel.object(), name)?;
         Ok(Self { _links: vec![program.attach_trace()?], ids: BTreeSet::from([id(&program)?]) })
+    }
+
+    /// Attaches the empty program to trace events, `category:name` each.
+    pub(crate) fn attach_to_events(events: &[&str]) -> Result<Self> {
+        let mut storage = MaybeUninit::uninit();
+        let skel = load(&mut storage, None, &["empty_call"])?;
+        let program = uprobe::program(skel.object(), "empty_call")?;
+        let mut links = Vec::new();
+        for event in events {
+            let (category, name) = event.split_once(':').ok_or("no category")?;
+            let category = TracepointCategory::Custom(category.to_owned());
+            links.push(program.attach_tracepoint(category, name)?);
+        }
+        Ok(Self { _links: links, ids: BTreeSet::from([id(&program)?]) })
     }
 
     /// Attaches empty programs to the functions of a process that memleak

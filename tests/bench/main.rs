@@ -13,6 +13,7 @@ mod peer;
 mod procstat;
 mod programs;
 mod rate;
+mod snoops;
 mod start;
 mod sysstat;
 mod watcher;
@@ -63,6 +64,8 @@ enum Subject {
     Sysstat,
     /// Cost of an allocation, and time and memory of a big report
     Memleak,
+    /// Cost at the system calls of mmapsnoop, brkstack and shmsnoop
+    Snoops,
     /// Time to the first row
     Start,
     /// Resident memory of the watcher
@@ -111,10 +114,11 @@ fn run(options: Options) -> Result<()> {
     };
     let load = machine::load();
     let wanted = |subject| options.subject == subject || options.subject == Subject::All;
-    let subjects: [(Subject, Measure); 6] = [
+    let subjects: [(Subject, Measure); 7] = [
         (Subject::Procstat, procstat::run),
         (Subject::Sysstat, sysstat::run),
         (Subject::Memleak, memleak::run),
+        (Subject::Snoops, snoops::run),
         (Subject::Start, start::run),
         (Subject::Memory, memory::run),
         (Subject::Rate, rate::run),

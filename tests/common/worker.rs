@@ -2,6 +2,8 @@
 //! that obeys one word a line on its standard input and answers each with a
 //! line, so that it is at rest whenever the test looks.
 
+pub mod snoops;
+
 use std::env;
 use std::fs::File;
 use std::hint::black_box;
@@ -311,7 +313,11 @@ impl State {
                 let usage = usage();
                 return format!("{} {}", usage.0, usage.1);
             }
-            other => panic!("unknown order {other:?}"),
+            other => {
+                return self
+                    .snoops(other, n, size)
+                    .unwrap_or_else(|| panic!("unknown order {other:?}"));
+            }
         }
         "done".into()
     }
