@@ -25,6 +25,7 @@ pub mod event;
 pub mod frame;
 pub mod kernel;
 pub mod leak;
+pub mod lives;
 pub mod maps;
 pub mod output;
 pub mod percpu;

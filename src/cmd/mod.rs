@@ -75,6 +75,7 @@ commands! {
     procstat => Procstat,
     sysstat => Sysstat,
     memleak => Memleak,
+    anon => Anon,
     doctor => Doctor,
 }
 

@@ -2,6 +2,8 @@
 //! that obeys one word a line on its standard input and answers each with a
 //! line, so that it is at rest whenever the test looks.
 
+mod anon;
+
 use std::env;
 use std::fs::File;
 use std::hint::black_box;
@@ -311,7 +313,12 @@ impl State {
                 let usage = usage();
                 return format!("{} {}", usage.0, usage.1);
             }
-            other => panic!("unknown order {other:?}"),
+            other => {
+                if let Some(answer) = self.anon(other, n, size) {
+                    return answer;
+                }
+                panic!("unknown order {other:?}")
+            }
         }
         "done".into()
     }

@@ -1,0 +1,631 @@
+//! anon against the kernel's own count of a process at rest.
+//!
+//! Since 6.2 `/proc/PID/status` (RssAnon) is exact; before, it lacks what each
+//! thread still keeps, and the page tables as `smaps_rollup` adds them up
+//! (Anonymous) are the judge. Where both are exact, both are compared.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use libtest_mimic::Failed;
+use libtest_mimic::Trial;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::check;
+use crate::check_eq;
+use crate::common::Outcome;
+use crate::common::PASS;
+use crate::common::kernels::if_supported;
+use crate::common::kernels::is_guest;
+use crate::common::kernels::must_support;
+use crate::common::kernels::zram_swap;
+use crate::common::oracle;
+use crate::common::test;
+use crate::common::watcher::PATIENCE;
+use crate::common::watcher::Totals;
+use crate::common::watcher::Watcher;
+use crate::common::watcher::run;
+use crate::common::worker::Worker;
+
+/// Hooks, the feature of `tests/kernels.txt` each depends on, and whether it
+/// sees a program end.
+const HOOKS: [(&str, &str, bool); 7] = [
+    ("fexit:do_anonymous_page", "do_anonymous_page", true),
+    ("kprobe:do_anonymous_page", "do_anonymous_page", true),
+    ("fentry:exit_mmap", "fentry", true),
+    ("kprobe:exit_mmap", "kprobe", true),
+    ("tp_btf:sched_process_exit", "exit_with_memory", true),
+    ("iter:task", "iter", false),
+    ("proc:status", "iter", false),
+];
+
+/// Pages of one step.
+const STEP: u64 = 257;
+
+pub fn tests() -> Vec<Trial> {
+    let mut tests = Vec::new();
+    for (hook, feature, sees_ends) in HOOKS {
+        let name = |what: &str| format!("anon: {what}, through {hook}");
+        tests.push(test(name("every step of 257 pages"), move || {
+            with_hook(hook, feature, || every_step(hook, sees_ends))
+        }));
+        if sees_ends {
+            tests.push(test(name("programs that start and end within an interval"), move || {
+                with_hook(hook, feature, || short_lived(hook))
+            }));
+            tests.push(test(name("exec"), move || with_hook(hook, feature, || exec(hook))));
+        }
+    }
+    tests.extend([
+        test("anon: the default hook is the best there is", default_hook),
+        test("anon: programs of one name, before and after the watcher", by_name),
+        test("anon: fork and copy on write", fork),
+        test("anon: a name that changes", rename),
+        test("anon: 61 threads", threads),
+        test("anon: swapped out and in again", swap),
+        test("anon: huge pages", huge_pages),
+        test("anon: pages of middle size", middle_pages),
+        test("anon: faults are counted one by one", faults),
+        test("anon: a program it starts itself", command),
+        test("anon: a full ring loses last lines and says how many", losses),
+        test("anon: what it is asked for", asked_for),
+    ]);
+    tests
+}
+
+/// Runs `body` if this kernel has the hook; its own refusal is the probe.
+fn with_hook(hook: &'static str, feature: &str, body: impl FnOnce() -> Outcome) -> Outcome {
+    let probe = run(&["anon", "--hook", hook, "-n", "1", "-P", "1"]);
+    if probe.status.code() == Some(4) {
+        return if_supported(feature, false, body);
+    }
+    check!(probe.status.success(), "{}", String::from_utf8_lossy(&probe.stderr));
+    body()
+}
+
+/// A copy of this program under another name, removed when dropped.
+struct Program(PathBuf);
+
+impl Program {
+    fn named(name: &str) -> Self {
+        let path = std::env::temp_dir().join(name);
+        let _ = fs::remove_file(&path);
+        fs::copy(std::env::current_exe().expect("own path"), &path).expect("copying");
+        Self(path)
+    }
+
+    fn start(&self) -> Worker {
+        Worker::start_as(&self.0)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Anonymous memory of a process at rest, in KiB.
+fn truth(pid: u32) -> u64 {
+    let tables = oracle::smaps_rollup(pid).expect("smaps_rollup")["Anonymous"];
+    if !oracle::counters_are_split() {
+        let status = oracle::status(pid).expect("status");
+        assert_eq!(status["RssAnon"], tables, "the kernel disagrees with itself");
+    }
+    tables
+}
+
+/// An order that is answered with a figure in KiB; by the page tables where
+/// the counters lag.
+fn ask(worker: &mut Worker, order: &str) -> u64 {
+    let lagging = u8::from(oracle::counters_are_split());
+    let answer = worker.ask(&format!("{order} {lagging}"));
+    answer.parse().unwrap_or_else(|_| panic!("{order}: {answer:?}"))
+}
+
+fn is_of(row: &Value, pid: u32) -> bool {
+    row["pid"].as_u64() == Some(pid.into())
+}
+
+/// Waits for the row of a process that shows `kib`.
+fn shows(watcher: &Watcher, pid: u32, kib: u64, stage: &str) -> Result<Value, Failed> {
+    let found = watcher.wait_for(|row| is_of(row, pid) && row["anon_kib"].as_u64() == Some(kib));
+    let row = found.map_err(|others| Failed::from(format!("{stage}: no {kib} KiB in {others:?}")))?;
+    check_row(&row)?;
+    Ok(row)
+}
+
+fn check_row(row: &Value) -> Result<(), Failed> {
+    let (pages, kib) = (row["pages"].as_u64(), row["anon_kib"].as_u64());
+    if pages.map(|pages| pages * oracle::page_kib()) != kib {
+        return Err(format!("PAGES is not ANON in {row}").into());
+    }
+    Ok(())
+}
+
+/// Waits for the last row of a process.
+fn last(watcher: &Watcher, pid: u32, end: &str) -> Result<Value, Failed> {
+    let found = watcher.wait_for(|row| is_of(row, pid) && row["end"].is_string());
+    let row = found.map_err(|others| Failed::from(format!("no end of {pid} in {others:?}")))?;
+    if row["end"] != end {
+        return Err(format!("not `{end}`: {row}").into());
+    }
+    check_row(&row)?;
+    Ok(row)
+}
+
+/// The changes in a process's rows add up to where it came to rest.
+fn check_deltas(rows: &[Value]) -> Outcome {
+    for pair in rows.windows(2) {
+        let kib = |row: &Value| row["anon_kib"].as_i64().expect("a figure");
+        check_eq!(pair[1]["delta_kib"].as_i64(), Some(kib(&pair[1]) - kib(&pair[0])), "{pair:?}");
+        check!(pair[1]["delta_kib"] != 0, "a row without a change: {pair:?}");
+    }
+    PASS
+}
+
+fn every_step(hook: &'static str, sees_ends: bool) -> Outcome {
+    // /proc lags where the counters are split; the other hooks never do.
+    let lags = hook == "proc:status" && oracle::counters_are_split();
+    let mut worker = Worker::start();
+    let pid = worker.pid();
+    let text = pid.to_string();
+    // Five steps lie in its first half, once it is twice as big.
+    ask(&mut worker, "field 1400");
+    let watcher = Watcher::start(&["anon", "--hook", hook, "-i", "0.1", "-P", text.as_str()]);
+    check_eq!(watcher.header["hook"].as_str(), Some(hook), "the header names the hook");
+    if lags {
+        return lagging_steps(worker, watcher);
+    }
+    let first = shows(&watcher, pid, truth(pid), "at start")?;
+    check!(first["delta_kib"].is_null(), "a change from nothing: {first}");
+
+    let step = format!("touch {STEP}");
+    let mut rows = vec![first];
+    let mut before = truth(pid);
+    for round in 0..5 {
+        let kib = ask(&mut worker, &step);
+        // What the program says, what is seen from outside, and the row.
+        check_eq!(truth(pid), kib, "round {round}");
+        check_eq!(kib, before + STEP * oracle::page_kib(), "round {round}");
+        rows.push(shows(&watcher, pid, kib, "a step")?);
+        check_eq!(rows[rows.len() - 1]["anon_error_kib"], 0, "exact");
+        before = kib;
+    }
+    // Neither the page of zeroes nor a move is memory: only what comes next shows.
+    check_eq!(ask(&mut worker, "zero 1009"), before, "zeroes");
+    check_eq!(ask(&mut worker, "remap 0"), before, "a move");
+    let kib = ask(&mut worker, &step);
+    check_eq!(kib, before + STEP * oracle::page_kib(), "after the move");
+    rows.push(shows(&watcher, pid, kib, "after the move")?);
+    check_deltas(&rows)?;
+
+    worker.ask("halve");
+    let half = truth(pid);
+    check!(half < kib, "MADV_DONTNEED gave nothing back");
+    shows(&watcher, pid, half, "MADV_DONTNEED")?;
+    worker.ask("unmap");
+    let rest = truth(pid);
+    check!(rest < kib - 6 * STEP, "munmap gave nothing back");
+    shows(&watcher, pid, rest, "munmap")?;
+    // The page that the answer to this needed, if any, is in the last line.
+    worker.ask("anon 503");
+    let kib = ask(&mut worker, "figure 0");
+    shows(&watcher, pid, kib, "before the end")?;
+    if sees_ends {
+        worker.tell("quit");
+        let end = last(&watcher, pid, "exit")?;
+        check_eq!(end["anon_kib"].as_u64(), Some(kib), "the last line");
+        check_eq!(end["anon_error_kib"], 0, "the last line is exact");
+    } else {
+        worker.kill();
+        let end = last(&watcher, pid, "gone")?;
+        check_eq!(end["anon_kib"].as_u64(), Some(kib), "the last reading");
+        check!(end["anon_error_kib"].is_null(), "not known to be exact: {end}");
+    }
+    let (code, rows, stderr) = watcher.finish();
+    check_eq!(code, Some(0), "{stderr}");
+    check!(rows.is_empty(), "after the last line: {rows:?}");
+    check_eq!(Totals::parse(&stderr).map(|totals| totals.lost), Some(0), "{stderr}");
+    PASS
+}
+
+/// Where the file lags, a row says by how much at most, and keeps to that.
+fn lagging_steps(mut worker: Worker, watcher: Watcher) -> Outcome {
+    for _ in 0..5 {
+        let kib = ask(&mut worker, "touch 257");
+        let found = watcher.wait_for(|row| {
+            let error = row["anon_error_kib"].as_u64().expect("a bound");
+            assert_eq!(error, 66 * oracle::page_kib(), "one thread");
+            row["anon_kib"].as_u64().is_some_and(|ours| ours.abs_diff(kib) <= error)
+        });
+        check!(found.is_ok(), "nothing near {kib} KiB in {:?}", found.err());
+    }
+    PASS
+}
+
+fn short_lived(hook: &'static str) -> Outcome {
+    let program = Program::named("mw-anon-brief-too-long");
+    // No report comes by itself: every line is an end.
+    let watcher = Watcher::start(&[
+        "--anon",
+        "mw-anon-brief-too-long",
+        "--hook",
+        hook,
+        "-i",
+        "1000",
+    ]);
+    let mut due = BTreeMap::new();
+    for i in 0..23 {
+        let mut worker = program.start();
+        worker.ask("field 512");
+        let kib = ask(&mut worker, &format!("touch {}", 101 + i));
+        due.insert(u64::from(worker.pid()), kib);
+        // Half of them by themselves, half by force.
+        if i % 2 == 0 {
+            worker.tell("quit");
+            worker.end();
+        } else {
+            worker.kill();
+        }
+    }
+    let (code, rows, stderr) = watcher.stop();
+    check_eq!(code, Some(0), "{stderr}");
+    let mut seen = BTreeMap::new();
+    for row in &rows {
+        check_row(row)?;
+        check_eq!(row["comm"], "mw-anon-brief-t", "15 characters");
+        // Between fork and exec a child has another name.
+        check_eq!(row["end"], "exit", "{row}");
+        check_eq!(row["anon_error_kib"], 0, "{row}");
+        check!(row["delta_kib"].is_null(), "a change from nothing: {row}");
+        let kib = row["anon_kib"].as_u64().ok_or("no figure")?;
+        let again = seen.insert(row["pid"].as_u64().ok_or("no PID")?, kib);
+        check!(again.is_none(), "two last lines: {rows:?}");
+    }
+    check_eq!(seen, due, "each with its last figure");
+    PASS
+}
+
+fn exec(hook: &'static str) -> Outcome {
+    let program = Program::named("mw-anon-exec");
+    let watcher =
+        Watcher::start(&["anon", "mw-anon-exec", "--hook", hook, "-i", "0.1"]);
+    let mut worker = program.start();
+    let pid = worker.pid();
+    worker.ask("field 2048");
+    let kib = ask(&mut worker, "touch 1009");
+    shows(&watcher, pid, kib, "the first program")?;
+    check_eq!(worker.ask("exec 0"), "ready", "the second program");
+    let end = last(&watcher, pid, "exec")?;
+    // What the exec itself needs of the old memory is on top.
+    let was = end["anon_kib"].as_u64().ok_or("no figure")?;
+    check!((kib..kib + 16 * oracle::page_kib()).contains(&was), "{kib} KiB before {end}");
+    let fresh = truth(pid);
+    check!(fresh < kib, "the second program has {fresh} KiB");
+    let row = shows(&watcher, pid, fresh, "the second program")?;
+    check!(row["end"].is_null(), "{row}");
+    // Its memory begins anew: the first row has nothing to be compared with.
+    worker.ask("field 512");
+    let kib = ask(&mut worker, "touch 211");
+    let row = shows(&watcher, pid, kib, "the second program grows")?;
+    check!(row["delta_kib"].as_i64() > Some(0), "{row}");
+    worker.tell("quit");
+    let end = last(&watcher, pid, "exit")?;
+    check_eq!(end["anon_kib"].as_u64(), Some(kib), "the last line");
+    let (code, _, stderr) = watcher.stop();
+    check_eq!(code, Some(0), "{stderr}");
+    PASS
+}
+
+fn default_hook() -> Outcome {
+    let watcher = Watcher::start(&["anon", "-n", "1", "-P", "1"]);
+    let hook = watcher.header["hook"].as_str().unwrap_or_default().to_owned();
+    let symbols = fs::read_to_string("/proc/kallsyms")?;
+    let plain = symbols.lines().any(|line| line.ends_with(" do_anonymous_page"));
+    let due = match (must_support("fentry"), plain) {
+        (true, true) => "fexit:do_anonymous_page",
+        (true, false) => "fentry:exit_mmap",
+        // A machine that is what it is: but the chain ends in something.
+        (false, _) => {
+            check!(HOOKS.iter().any(|(name, ..)| *name == hook), "{hook}");
+            return PASS;
+        }
+    };
+    check_eq!(hook, due, "the default hook");
+    PASS
+}
+
+fn by_name() -> Outcome {
+    let program = Program::named("mw-anon-name");
+    let mut early = program.start();
+    early.ask("field 4096");
+    let before = ask(&mut early, "touch 1009");
+    let mut other = Worker::start();
+    other.ask("field 512");
+    ask(&mut other, "touch 409");
+    let watcher = Watcher::start(&["--anon", "mw-anon-name", "-i", "0.1"]);
+    shows(&watcher, early.pid(), before, "started before the watcher")?;
+    let mut late = program.start();
+    late.ask("field 4096");
+    for round in 0..3 {
+        for (worker, pages) in [(&mut early, 257), (&mut late, 263)] {
+            let kib = ask(worker, &format!("touch {pages}"));
+            check_eq!(truth(worker.pid()), kib, "round {round}");
+            shows(&watcher, worker.pid(), kib, "a step")?;
+        }
+    }
+    ask(&mut other, "touch 61");
+    let (early, late, other) = (
+        { early.tell("quit"); early.pid() },
+        { late.tell("quit"); late.pid() },
+        other.pid(),
+    );
+    let mut ends = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    while ends.len() < 2 {
+        let row = watcher.next(deadline.saturating_duration_since(Instant::now()));
+        let row = row.ok_or("an end is missing")?;
+        check!(!is_of(&row, other), "a program of another name: {row}");
+        if row["end"].is_string() {
+            ends.push(row["pid"].as_u64().ok_or("no PID")?);
+        }
+    }
+    ends.sort_unstable();
+    let mut due = vec![u64::from(early), u64::from(late)];
+    due.sort_unstable();
+    check_eq!(ends, due, "the ends");
+    let (_, rows, _) = watcher.stop();
+    check!(!rows.iter().any(|row| is_of(row, other)), "{rows:?}");
+    PASS
+}
+
+fn fork() -> Outcome {
+    let program = Program::named("mw-anon-fork");
+    let mut worker = program.start();
+    worker.ask("field 4096");
+    ask(&mut worker, "touch 2003");
+    let watcher = Watcher::start(&["--anon", "mw-anon-fork", "-i", "0.1"]);
+    let pid = worker.pid();
+    shows(&watcher, pid, truth(pid), "alone")?;
+    // Writes 499 pages it shares, which are copied, and 499 of its own.
+    let child: u32 = worker.ask("cow 499").parse()?;
+    let row = shows(&watcher, child, truth(child), "the child")?;
+    check!(row["anon_kib"].as_u64() > Some((2003 + 499) * oracle::page_kib()), "{row}");
+    let before = ask(&mut worker, "figure 0");
+    shows(&watcher, pid, before, "the parent after the fork").or_else(|error| {
+        // It has its row already if the fork took no page of its own.
+        if truth(pid) == before { Ok(Value::Null) } else { Err(error) }
+    })?;
+    // Copies replace what was shared: the count stays.
+    check_eq!(ask(&mut worker, "rewrite 1201"), before, "copy on write");
+    let kib = ask(&mut worker, "touch 257");
+    check_eq!(kib, before + 257 * oracle::page_kib(), "the parent");
+    let row = shows(&watcher, pid, kib, "the parent")?;
+    check_eq!(row["delta_kib"].as_u64(), Some(257 * oracle::page_kib()), "{row}");
+    let of_child = truth(child);
+    worker.ask("reap");
+    let end = last(&watcher, child, "exit");
+    ends_exactly(end, of_child, &watcher)?;
+    PASS
+}
+
+/// The last line has this figure, where ends are seen.
+fn ends_exactly(end: Result<Value, Failed>, kib: u64, watcher: &Watcher) -> Result<(), Failed> {
+    if !sees_ends(watcher) {
+        return Ok(());
+    }
+    let end = end?;
+    if end["anon_kib"].as_u64() != Some(kib) || end["anon_error_kib"] != 0 {
+        return Err(format!("not {kib} KiB at the end: {end}").into());
+    }
+    Ok(())
+}
+
+fn sees_ends(watcher: &Watcher) -> bool {
+    HOOKS.iter().any(|(name, _, ends)| *ends && watcher.header["hook"] == **name)
+}
+
+fn rename() -> Outcome {
+    let program = Program::named("mw-anon-rename");
+    let mut worker = program.start();
+    let pid = worker.pid();
+    let watcher = Watcher::start(&["--anon", "mw-anon-rename", "-i", "0.1"]);
+    let before = shows(&watcher, pid, truth(pid), "by its first name")?;
+    let after = Watcher::start(&["--anon", "a-name-longer-", "-i", "0.1"]);
+    worker.ask("name");
+    let end = last(&watcher, pid, "left")?;
+    check_eq!(end["anon_kib"], before["anon_kib"], "the last reading");
+    check!(end["anon_error_kib"].is_null(), "not known to be exact: {end}");
+    shows(&after, pid, truth(pid), "by its second name")?;
+    PASS
+}
+
+fn threads() -> Outcome {
+    let mut worker = Worker::start();
+    let pid = worker.pid();
+    let text = pid.to_string();
+    let watcher = Watcher::start(&["anon", "-i", "0.1", "-P", text.as_str()]);
+    worker.ask("threads 61");
+    let kib = truth(pid);
+    check!(kib > 61 * 31 * oracle::page_kib(), "{kib} KiB");
+    shows(&watcher, pid, kib, "61 threads")?;
+    worker.tell("quit");
+    let end = last(&watcher, pid, "exit");
+    ends_exactly(end, kib, &watcher)?;
+    PASS
+}
+
+fn swap() -> Outcome {
+    let ready = is_guest() && zram_swap();
+    if_supported("swap", ready, || {
+        let mut worker = Worker::start();
+        let pid = worker.pid();
+        let text = pid.to_string();
+        let watcher = Watcher::start(&["anon", "-i", "0.1", "-P", text.as_str()]);
+        worker.ask("anon 4003");
+        let full = shows(&watcher, pid, truth(pid), "before")?;
+        check_eq!(full["swap_kib"], 0, "nothing is swapped out yet");
+        worker.ask("pageout");
+        let out = shows(&watcher, pid, truth(pid), "swapped out")?;
+        let swapped = oracle::smaps_rollup(pid).ok_or("gone")?["Swap"];
+        check_eq!(out["swap_kib"].as_u64(), Some(swapped), "swapped out");
+        // Pages still in the CPUs' batches for the LRU lists (at most 31 each,
+        // PAGEVEC_SIZE and later FOLIO_BATCH_SIZE) cannot be taken yet.
+        check!(swapped >= (4003 - 4 * 31) * oracle::page_kib(), "only {swapped} KiB went");
+        worker.ask("pagein");
+        let back = shows(&watcher, pid, truth(pid), "swapped in")?;
+        check!(back["delta_kib"].as_u64() >= Some(swapped), "{back}");
+        Ok(libtest_mimic::Completion::Completed)
+    })
+}
+
+fn huge_pages() -> Outcome {
+    let path = "/sys/kernel/mm/transparent_hugepage/enabled";
+    let enabled = fs::read_to_string(path).is_ok_and(|text| !text.contains("[never]"))
+        || (is_guest() && fs::write(path, "madvise").is_ok());
+    if !enabled {
+        return if_supported("thp", false, || PASS);
+    }
+    let mut worker = Worker::start();
+    let pid = worker.pid();
+    let text = pid.to_string();
+    let watcher = Watcher::start(&["anon", "-i", "0.1", "-P", text.as_str()]);
+    worker.ask("huge 4099");
+    let kib = truth(pid);
+    check!(oracle::smaps_rollup(pid).ok_or("gone")?["AnonHugePages"] > 0, "no huge page came");
+    shows(&watcher, pid, kib, "huge pages")?;
+    // In the middle of a huge page.
+    worker.ask("halve");
+    shows(&watcher, pid, truth(pid), "half of them")?;
+    PASS
+}
+
+/// mTHP: 64 KiB at a time (6.8).
+fn middle_pages() -> Outcome {
+    let folder = "/sys/kernel/mm/transparent_hugepage";
+    let (big, middle) = (
+        format!("{folder}/hugepages-2048kB/enabled"),
+        format!("{folder}/hugepages-64kB/enabled"),
+    );
+    if !fs::exists(&middle)? || !is_guest() {
+        return if_supported("mthp", false, || PASS);
+    }
+    fs::write(&big, "never")?;
+    fs::write(&middle, "madvise")?;
+    let done = (|| {
+        let mut worker = Worker::start();
+        let pid = worker.pid();
+        let text = pid.to_string();
+        let watcher = Watcher::start(&["anon", "-i", "0.1", "-P", text.as_str()]);
+        let before = truth(pid);
+        worker.ask("huge 1009");
+        let kib = truth(pid);
+        check!(kib >= before + 1009 * oracle::page_kib(), "{kib} KiB");
+        let row = shows(&watcher, pid, kib, "64 KiB at a time")?;
+        if watcher.header["hook"] == "fexit:do_anonymous_page" {
+            // Sixteen pages a fault, but for the ends of the region.
+            let faults = row["faults"].as_u64().ok_or("no FAULTS")?;
+            check!(faults <= 1009 / 16 + 40, "{faults} faults: {row}");
+        }
+        worker.ask("halve");
+        shows(&watcher, pid, truth(pid), "half of them")?;
+        PASS
+    })();
+    fs::write(&big, "inherit")?;
+    fs::write(&middle, "never")?;
+    done
+}
+
+fn faults() -> Outcome {
+    let hook = "fexit:do_anonymous_page";
+    with_hook(hook, "do_anonymous_page", || {
+        let mut worker = Worker::start();
+        let pid = worker.pid();
+        let text = pid.to_string();
+        worker.ask("field 8192");
+        ask(&mut worker, "touch 1");
+        let watcher = Watcher::start(&["anon", "--hook", hook, "-i", "0.1", "-P", text.as_str()]);
+        let first = shows(&watcher, pid, truth(pid), "at start")?;
+        check!(first["faults"].is_null(), "what came before is not known: {first}");
+        for pages in [257, 1009, 31] {
+            let kib = ask(&mut worker, &format!("touch {pages}"));
+            let row = shows(&watcher, pid, kib, "a step")?;
+            check_eq!(row["faults"].as_u64(), Some(pages), "{row}");
+            check_eq!(row["delta_kib"].as_u64(), Some(pages * oracle::page_kib()), "{row}");
+        }
+        // Reading untouched memory is a fault that brings no memory.
+        ask(&mut worker, "zero 503");
+        let kib = ask(&mut worker, "touch 101");
+        let row = shows(&watcher, pid, kib, "zeroes and a step")?;
+        check_eq!(row["faults"].as_u64(), Some(503 + 101), "{row}");
+        // Twice the same page: no fault. And of another process: not counted here.
+        let mut other = Worker::start();
+        other.ask("anon 2003");
+        ask(&mut worker, "rewrite 1009");
+        let kib = ask(&mut worker, "touch 11");
+        let row = shows(&watcher, pid, kib, "the last step")?;
+        check_eq!(row["faults"].as_u64(), Some(11), "{row}");
+        PASS
+    })
+}
+
+fn command() -> Outcome {
+    let args = ["anon", "-o", "json", "-i", "0.1", "--", "sh", "-c", "sleep 0.3; exit 7"];
+    let output = run(&args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    check_eq!(output.status.code(), Some(7), "the program's own exit code: {stderr}");
+    let lines = String::from_utf8(output.stdout)?;
+    let rows: Vec<Value> =
+        lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let rows: Vec<Value> = rows.into_iter().filter(|row| row["pid"].is_u64()).collect();
+    let ends: Vec<&Value> = rows.iter().filter(|row| row["end"].is_string()).collect();
+    check_eq!(ends.len(), 1, "{rows:?}");
+    check_eq!(ends[0]["end"], "exit", "{rows:?}");
+    check!(rows.iter().all(|row| row["pid"] == ends[0]["pid"]), "one process: {rows:?}");
+    check!(rows.len() >= 2, "before its first instruction, and its end: {rows:?}");
+    let grown = ends[0]["anon_kib"].as_u64() > rows[0]["anon_kib"].as_u64();
+    check!(grown, "it had touched next to nothing then: {rows:?}");
+    PASS
+}
+
+fn losses() -> Outcome {
+    let program = Program::named("mw-anon-losses");
+    // 4096 bytes hold 46 records of 88 bytes: eight of them are the header of
+    // each, and one byte is never used.
+    let watcher =
+        Watcher::start(&["--anon", "mw-anon-losses", "--ring-kib", "4", "-i", "1000"]);
+    if !sees_ends(&watcher) {
+        return if_supported("exit_with_memory", false, || PASS);
+    }
+    let workers: Vec<Worker> = (0..61).map(|_| program.start()).collect();
+    watcher.signal(Signal::STOP);
+    workers.into_iter().for_each(Worker::kill);
+    watcher.signal(Signal::CONT);
+    let (code, rows, stderr) = watcher.stop();
+    check_eq!(code, Some(0), "{stderr}");
+    let totals = Totals::parse(&stderr).ok_or("no totals")?;
+    let delivered = rows.iter().filter(|row| row["end"] == "exit").count() as u64;
+    check!(totals.lost > 0, "a ring of 4 KiB held them all: {stderr}");
+    check_eq!(delivered + totals.lost, 61, "delivered and lost: {stderr}");
+    check_eq!(totals.events, delivered, "{stderr}");
+    PASS
+}
+
+fn asked_for() -> Outcome {
+    for (args, says) in [
+        (&["anon"][..], "which program?"),
+        (&["anon", "x", "--comm", "y"], "cannot be used with"),
+        (&["anon", "x", "--", "true"], "cannot be used with"),
+        (&["--anon", ""], "a value is required"),
+    ] {
+        let output = run(args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        check_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        check!(stderr.contains(says) && stderr.lines().count() == 1, "{args:?}: {stderr}");
+    }
+    PASS
+}
