@@ -345,7 +345,7 @@ impl Row<10> for Line {
             Unit::Size,
             7,
             MACHINE,
-            "ANON and SWAP may be off by this; 0: exact; absent: the last reading, repeated",
+            "ANON and SWAP may be off by this; 0: exact; none: the last reading, repeated",
         ),
     ];
 
@@ -447,7 +447,7 @@ impl Anon {
         let links = plan.attach(skel.object())?;
         // Who is here is watched from now on, so that none can end unseen.
         drop(read_iterator::<RawSample>(&visit)?);
-        let child = held.map(Held::release).transpose()?;
+        let mut start = Start::of(held);
 
         let shared = RefCell::new(
             skel.maps.bss_data.take().ok_or_else(|| Error::failure("no data section is mapped"))?,
@@ -491,6 +491,7 @@ impl Anon {
             if refused > 0 && without_room.replace(refused) == 0 {
                 note("anon: too many processes at a time: some have no FAULTS, and their end is not seen");
             }
+            start.release()?;
             parts.refresh(ctx, |store| {
                 let mut shared = shared.borrow_mut();
                 let shared = &mut **shared;
@@ -498,7 +499,7 @@ impl Anon {
             })
         })?;
         drop(links);
-        Ok(child)
+        Ok(start.child)
     }
 
     fn run_on_proc(
@@ -507,7 +508,7 @@ impl Anon {
         plan: &Plan,
         held: Option<Held>,
     ) -> Result<Option<Child>> {
-        let child = held.map(Held::release).transpose()?;
+        let mut start = Start::of(held);
         let pace = Pace { at_start: true, at_end: true, by_row: false };
         let run = Run { hook: plan.hook.name, notes: plan.notes(), pace, lost: &|| 0 };
         let split = rss::is_split(&ctx.kernel);
@@ -518,9 +519,28 @@ impl Anon {
                 let end = how_it_went(ctx, &gone);
                 printer.row(&Line::last_reading(gone, end))?;
             }
-            Ok(())
+            start.release()
         })?;
-        Ok(child)
+        Ok(start.child)
+    }
+}
+
+/// A program of our own: held until its first row is there.
+struct Start {
+    held: Option<Held>,
+    child: Option<Child>,
+}
+
+impl Start {
+    fn of(held: Option<Held>) -> Self {
+        Self { held, child: None }
+    }
+
+    fn release(&mut self) -> Result<()> {
+        if let Some(held) = self.held.take() {
+            self.child = Some(held.release()?);
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Programs that do nothing, on the hooks procstat and memleak can use. What
+ * Programs that do nothing, on the hooks procstat, anon and memleak can use. What
  * they cost is the price of being there at all; a benchmark compares with it.
  */
 #include "vmlinux.h"
@@ -17,6 +17,19 @@ int BPF_PROG(empty_finish)
 
 SEC("tp_btf/sched_switch")
 int BPF_PROG(empty_switch)
+{
+	return 0;
+}
+
+SEC("fexit/do_anonymous_page")
+int BPF_PROG(empty_anon)
+{
+	return 0;
+}
+
+/* What anon could have on every change of a resident counter, and has not. */
+SEC("tp_btf/rss_stat")
+int BPF_PROG(empty_rss_stat)
 {
 	return 0;
 }
