@@ -31,7 +31,8 @@ enum Variant {
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     let hook = machine::hook(&bench.program, "anon")?;
     let _aside = bench.cpus.step_aside()?;
-    let other = Sleepers::start(1)?.first();
+    let sleeper = Sleepers::start(1)?;
+    let other = sleeper.first();
     let mut toucher = Toucher::on(bench.cpus.work())?;
     toucher.touch(BYTES)?;
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 use std::time::Instant;
 
 use libtest_mimic::Failed;
@@ -110,12 +111,18 @@ impl Drop for Program {
 
 /// Anonymous memory of a process at rest, in KiB.
 fn truth(pid: u32) -> u64 {
-    let tables = oracle::smaps_rollup(pid).expect("smaps_rollup")["Anonymous"];
-    if !oracle::counters_are_split() {
-        let status = oracle::status(pid).expect("status");
-        assert_eq!(status["RssAnon"], tables, "the kernel disagrees with itself");
+    let tables = || oracle::smaps_rollup(pid).expect("smaps_rollup")["Anonymous"];
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let before = tables();
+        let count = oracle::status(pid).expect("status")["RssAnon"];
+        // It may be on its way to rest.
+        if tables() == before && (oracle::counters_are_split() || count == before) {
+            return before;
+        }
+        assert!(Instant::now() < deadline, "the kernel disagrees with itself, or no rest");
+        std::thread::sleep(Duration::from_millis(10));
     }
-    tables
 }
 
 /// An order that is answered with a figure in KiB; by the page tables where
