@@ -87,6 +87,16 @@ fn with_hook(hook: &'static str, feature: &str, body: impl FnOnce() -> Outcome) 
     body()
 }
 
+fn start() -> Worker {
+    at_rest(Worker::start())
+}
+
+/// A worker says that it is ready before it has what it needs to take orders.
+fn at_rest(mut worker: Worker) -> Worker {
+    ask(&mut worker, "figure 0");
+    worker
+}
+
 /// A copy of this program under another name, removed when dropped.
 struct Program(PathBuf);
 
@@ -99,7 +109,7 @@ impl Program {
     }
 
     fn start(&self) -> Worker {
-        Worker::start_as(&self.0)
+        at_rest(Worker::start_as(&self.0))
     }
 }
 
@@ -241,7 +251,7 @@ fn check_row(row: &Value, before: Option<&Value>) -> Result<(), String> {
 }
 
 fn every_step(hook: &'static str) -> Outcome {
-    let mut worker = Worker::start();
+    let mut worker = start();
     // Five steps lie in its first half, once it is twice as big.
     ask(&mut worker, "field 1400");
     let mut rows = Rows::of(&worker, &["--hook", hook])?;
@@ -362,7 +372,8 @@ fn exec(hook: &'static str) -> Outcome {
     // What the exec itself needs of the old memory is on top.
     let was = end["anon_kib"].as_u64().ok_or("no figure")?;
     check!((kib..kib + 16 * oracle::page_kib()).contains(&was), "{kib} KiB before {end}");
-    let fresh = truth(pid);
+    let fresh = ask(&mut worker, "figure 0");
+    check_eq!(truth(pid), fresh, "the second program");
     check!(fresh < kib, "the second program has {fresh} KiB");
     let row = shows(&watcher, pid, fresh, "the second program")?;
     check!(row["end"].is_null(), "{row}");
@@ -402,7 +413,7 @@ fn by_name() -> Outcome {
     let mut early = program.start();
     early.ask("field 4096");
     let before = ask(&mut early, "touch 1009");
-    let mut other = Worker::start();
+    let mut other = start();
     other.ask("field 512");
     ask(&mut other, "touch 409");
     let watcher = Watcher::start(&["--anon", "mw-anon-name", "-i", "0.1"]);
@@ -498,7 +509,7 @@ fn rename() -> Outcome {
 }
 
 fn threads() -> Outcome {
-    let mut worker = Worker::start();
+    let mut worker = start();
     let mut rows = Rows::of(&worker, &[])?;
     worker.ask("threads 61");
     let kib = truth(worker.pid());
@@ -511,7 +522,7 @@ fn threads() -> Outcome {
 fn swap() -> Outcome {
     let ready = is_guest() && zram_swap();
     if_supported("swap", ready, || {
-        let mut worker = Worker::start();
+        let mut worker = start();
         let pid = worker.pid();
         let mut rows = Rows::of(&worker, &[])?;
         let swapped = |rows: &Rows| rows.last.as_ref().and_then(|row| row["swap_kib"].as_u64());
@@ -539,7 +550,7 @@ fn huge_pages() -> Outcome {
     if !enabled {
         return if_supported("thp", false, || PASS);
     }
-    let mut worker = Worker::start();
+    let mut worker = start();
     let pid = worker.pid();
     let mut rows = Rows::of(&worker, &[])?;
     worker.ask("huge 4099");
@@ -572,7 +583,7 @@ fn middle_pages() -> Outcome {
 }
 
 fn in_middle_pages() -> Outcome {
-    let mut worker = Worker::start();
+    let mut worker = start();
     let pid = worker.pid();
     worker.ask("anon 11");
     let mut rows = Rows::of(&worker, &[])?;
@@ -592,7 +603,7 @@ fn in_middle_pages() -> Outcome {
 
 fn faults() -> Outcome {
     with_hook("fexit:do_anonymous_page", "do_anonymous_page", || {
-        let mut worker = Worker::start();
+        let mut worker = start();
         worker.ask("field 8192");
         ask(&mut worker, "touch 1");
         let mut rows = Rows::of(&worker, &["--hook", "fexit:do_anonymous_page"])?;
@@ -611,7 +622,7 @@ fn faults() -> Outcome {
         let kib = ask(&mut worker, "touch 101");
         check_eq!(rows.until(kib, "zeroes")?, step(101, 503 + 101), "zeroes and a step");
         // Twice the same page: no fault. And another process is not counted here.
-        let mut other = Worker::start();
+        let mut other = start();
         other.ask("anon 2003");
         ask(&mut worker, "rewrite 1009");
         let kib = ask(&mut worker, "touch 11");
