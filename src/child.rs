@@ -134,6 +134,24 @@ impl Held {
         self.guard.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
+    /// Lets it go as it is, no longer traced.
+    ///
+    /// # Errors
+    /// A failure of `ptrace(2)`; the program is killed then.
+    pub fn release(self) -> Result<Child> {
+        let pid = self.guard.pid;
+        match ptrace::detach(number(pid), None) {
+            // Killed meanwhile: whoever waits for it will learn it.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => {
+                return Err(io::Error::from(errno)).context(|| format!("releasing process {pid}"));
+            }
+        }
+        let Held { pidfd, mut guard, .. } = self;
+        guard.armed = false;
+        Ok(Child { pid, pidfd, ended: None })
+    }
+
     /// Lets it run up to its entry point (`AT_ENTRY`) and then go, no longer
     /// traced.
     ///
@@ -689,6 +707,14 @@ mod tests {
 
         rustix::process::pidfd_send_signal(child.pidfd(), rustix::process::Signal::TERM).unwrap();
         assert_eq!(code(wait(child.pid).unwrap()), 128 + 15);
+    }
+
+    #[test]
+    fn who_is_let_go_runs_to_its_own_end() {
+        let child = start(&words(&["sh", "-c", "exit 7"])).unwrap().release().unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", child.pid())).unwrap();
+        assert!(status.contains("TracerPid:\t0\n"), "{status}");
+        assert_eq!(code(wait(child.pid).unwrap()), 7);
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod frame;
 pub mod growth;
 pub mod kernel;
 pub mod leak;
+pub mod lives;
 pub mod maps;
 pub mod names;
 pub mod output;

@@ -78,6 +78,7 @@ commands! {
     mmapsnoop => Mmapsnoop,
     brkstack => Brkstack,
     shmsnoop => Shmsnoop,
+    anon => Anon,
     doctor => Doctor,
 }
 

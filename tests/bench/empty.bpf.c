@@ -21,6 +21,19 @@ int BPF_PROG(empty_switch)
 	return 0;
 }
 
+SEC("fexit/do_anonymous_page")
+int BPF_PROG(empty_anon)
+{
+	return 0;
+}
+
+/* What anon could have on every change of a resident counter, and has not. */
+SEC("tp_btf/rss_stat")
+int BPF_PROG(empty_rss_stat)
+{
+	return 0;
+}
+
 /* For functions; how they are attached is said before they are loaded. */
 SEC("uprobe")
 int empty_entry(struct pt_regs *ctx)

@@ -40,11 +40,13 @@ pub(crate) struct Empty {
 
 impl Empty {
     /// Attaches the empty program that belongs to `hook`, a hook of procstat
-    /// as `mem_watcher doctor` names it.
+    /// or anon as `mem_watcher doctor` names it.
     pub(crate) fn attach(hook: &str) -> Result<Self> {
         let name = match hook {
             "fentry:finish_task_switch" => "empty_finish",
             "tp_btf:sched_switch" => "empty_switch",
+            "fexit:do_anonymous_page" => "empty_anon",
+            "tp_btf:rss_stat" => "empty_rss_stat",
             _ => return Err(format!("no empty program is made for the hook {hook}").into()),
         };
         let mut storage = MaybeUninit::uninit();

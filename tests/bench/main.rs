@@ -3,6 +3,7 @@
 //! of the machine and of what else it does. Run by `tools/bench`.
 
 mod allocate;
+mod anon;
 mod empty;
 mod figures;
 mod machine;
@@ -66,6 +67,8 @@ enum Subject {
     Memleak,
     /// Cost at the system calls of mmapsnoop, brkstack and shmsnoop
     Snoops,
+    /// Cost at a page fault
+    Anon,
     /// Time to the first row
     Start,
     /// Resident memory of the watcher
@@ -119,6 +122,7 @@ fn run(options: Options) -> Result<()> {
         (Subject::Sysstat, sysstat::run),
         (Subject::Memleak, memleak::run),
         (Subject::Snoops, snoops::run),
+        (Subject::Anon, anon::run),
         (Subject::Start, start::run),
         (Subject::Memory, memory::run),
         (Subject::Rate, rate::run),
@@ -131,7 +135,7 @@ fn run(options: Options) -> Result<()> {
         }
     }
     say(&format!("\n{}", machine::describe(&bench.cpus)?))?;
-    for command in ["procstat", "sysstat", "memleak"] {
+    for command in ["procstat", "sysstat", "memleak", "anon"] {
         say(&format!("{command}: {}", machine::hook(&bench.program, command)?))?;
     }
     say(&format!("load average {load} before, {} after", machine::load()))?;

@@ -181,6 +181,11 @@ impl Toucher {
         Ok(Self(Worker::start(&["touch", &cpu.to_string()])?))
     }
 
+    /// The process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.pid()
+    }
+
     /// Maps this much memory, without huge pages, writes to each page of it
     /// and unmaps it. Returns the CPU time that the writes took, in seconds.
     pub(crate) fn touch(&mut self, bytes: usize) -> Result<f64> {

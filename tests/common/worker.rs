@@ -3,6 +3,7 @@
 //! line, so that it is at rest whenever the test looks.
 
 pub mod snoops;
+mod anon;
 
 use std::env;
 use std::fs::File;
@@ -314,9 +315,8 @@ impl State {
                 return format!("{} {}", usage.0, usage.1);
             }
             other => {
-                return self
-                    .snoops(other, n, size)
-                    .unwrap_or_else(|| panic!("unknown order {other:?}"));
+                let done = self.snoops(other, n, size).or_else(|| self.anon(other, n, size));
+                return done.unwrap_or_else(|| panic!("unknown order {other:?}"));
             }
         }
         "done".into()

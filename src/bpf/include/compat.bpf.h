@@ -11,8 +11,9 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
-/* include/linux/sched.h; a macro, so not in BTF. The value never changed. */
+/* include/linux/sched.h; macros, so not in BTF. The values never changed. */
 #define PF_KTHREAD 0x00200000
+#define PF_EXITING 0x00000004
 
 /*
  * Resident-set counters of an mm.
@@ -45,6 +46,14 @@ static __always_inline bool rss_is_split(void)
 {
 	return bpf_core_field_exists(((struct mm_rss_stat___split *)0)->count);
 }
+
+/*
+ * sched_process_exit comes before the task gives up its mm, and says whether it
+ * is the last thread, since 6.16 ("exit: move and extend sched_process_exit()
+ * tracepoint"). Its trace event has a type of its own since, with the member
+ * group_dead: that is how it is recognised (src/cmd/anon.rs). Delete the other
+ * ways to see a last reading when 6.16 is the oldest kernel supported.
+ */
 
 /*
  * The allocation tracepoints. What a program finds in its context follows from

@@ -121,4 +121,29 @@ static __always_inline void rss_read(struct task_struct *leader, struct mm_struc
 			rss->pages[i] = 0;
 }
 
+/*
+ * The same when the last thread has left, with an mm from any place (a kprobe's
+ * argument): until 6.1 each thread hands over what it kept as it leaves
+ * (exit_mm() and exec_mmap() call sync_mm_rss()).
+ */
+static __always_inline void rss_read_last(struct mm_struct *mm, struct rss *rss)
+{
+	rss->error_pages = 0;
+	if (rss_is_split()) {
+		struct mm_struct___split *old = (void *)mm;
+
+		bpf_core_read(rss->pages, sizeof(rss->pages), &old->rss_stat.count);
+	} else {
+		struct percpu_counter *fbc =
+			(void *)mm + bpf_core_field_offset(struct mm_struct, rss_stat);
+
+		for (int i = 0; i < RSS_COUNTERS; i++)
+			rss->pages[i] = BPF_CORE_READ(fbc + i, count);
+		rss_add_cpus(fbc, rss);
+	}
+	for (int i = 0; i < RSS_COUNTERS; i++)
+		if (rss->pages[i] < 0)
+			rss->pages[i] = 0;
+}
+
 #endif /* MW_RSS_BPF_H */
