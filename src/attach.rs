@@ -46,6 +46,13 @@ pub struct Choice {
     pub hooks: &'static [Hook],
 }
 
+impl Choice {
+    /// Whether any of its hooks takes BPF.
+    pub fn takes_bpf(&self) -> bool {
+        self.hooks.iter().any(Hook::needs_rights)
+    }
+}
+
 /// The decision for one tool on one kernel.
 #[derive(Debug)]
 pub struct Plan {

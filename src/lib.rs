@@ -27,6 +27,7 @@ pub mod kernel;
 pub mod leak;
 pub mod maps;
 pub mod output;
+pub mod pagemap;
 pub mod percpu;
 pub mod procfs;
 pub mod prologue;

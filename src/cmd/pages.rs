@@ -1,0 +1,621 @@
+//! `pages`: what the mappings of a process hold, and where in memory that is.
+
+use std::io::IsTerminal as _;
+use std::ops::Range;
+use std::process::ExitCode;
+use std::time::Duration;
+use std::time::Instant;
+
+use clap::Args;
+
+use super::Tool;
+use crate::attach::Choice;
+use crate::attach::Hook;
+use crate::attach::prepare;
+use crate::cli::KernelArgs;
+use crate::cli::OutputArgs;
+use crate::cli::pid;
+use crate::cli::seconds;
+use crate::context::Context;
+use crate::context::Limits;
+use crate::context::Stop;
+use crate::engine::Pace;
+use crate::engine::Run;
+use crate::engine::once;
+use crate::error::Context as _;
+use crate::error::Error;
+use crate::error::Result;
+use crate::kernel::Need;
+use crate::maps;
+use crate::maps::Mapping;
+use crate::maps::base_name;
+use crate::output::ALWAYS;
+use crate::output::Column;
+use crate::output::Group;
+use crate::output::MACHINE;
+use crate::output::Printer;
+use crate::output::Row;
+use crate::output::Unit;
+use crate::output::Value;
+use crate::output::describe;
+use crate::output::note;
+use crate::pagemap::Account;
+use crate::pagemap::Counter;
+use crate::pagemap::Extent;
+use crate::pagemap::Nodes;
+use crate::pagemap::Pagemap;
+use crate::pagemap::Physical;
+use crate::pagemap::Place;
+use crate::pagemap::frames_are_shown;
+use crate::pagemap::names;
+use crate::target::Target;
+use crate::units::page_size;
+use crate::units::pages_to_bytes;
+
+static CHOICE: Choice = Choice {
+    purpose: "to see the pages of a process",
+    hooks: &[
+        Hook {
+            name: "ioctl:PAGEMAP_SCAN",
+            programs: &[],
+            attach: &[],
+            needs: &[Need::PagemapScan],
+            loses: "",
+        },
+        Hook {
+            name: "proc:pagemap",
+            programs: &[],
+            attach: &[],
+            needs: &[Need::Path("/proc/self/pagemap")],
+            loses: "HUGE includes huge pages that are mapped piece by piece",
+        },
+    ],
+};
+
+/// Mappings of a process: resident, swapped, not present, physical addresses
+///
+/// Nothing of the process is touched, and it never waits for long: its page
+/// tables are read in small pieces.
+#[derive(Args, Debug)]
+#[command(after_long_help = describe(Pages::COLUMNS))]
+pub struct Pages {
+    /// The process
+    #[arg(value_name = "PID", value_parser = pid, allow_negative_numbers = true)]
+    pid: u32,
+    /// Where in memory the pages are: neighbours together, with node and flags
+    #[arg(long, conflicts_with = "summary")]
+    physical: bool,
+    /// Only these addresses, hexadecimal; whole pages
+    #[arg(long, value_name = "A-B", value_parser = range)]
+    range: Option<(u64, u64)>,
+    /// Only mappings of this file or name: whole, or the last part of a path
+    #[arg(long, value_name = "NAME")]
+    mapping: Option<String>,
+    /// Only the totals
+    #[arg(long)]
+    summary: bool,
+    /// End after this time with what there is by then
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
+    budget: Option<Duration>,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    kernel: KernelArgs,
+}
+
+fn range(text: &str) -> std::result::Result<(u64, u64), String> {
+    let hex = |text: &str| {
+        let digits = text.trim();
+        let digits = digits.strip_prefix("0x").unwrap_or(digits);
+        u64::from_str_radix(digits, 16).ok()
+    };
+    let wanted = || "two addresses, the first below the second: 7f0012340000-7f0012345000".into();
+    let (start, end) = text.split_once('-').ok_or_else(wanted)?;
+    let (start, end) = hex(start).zip(hex(end)).ok_or_else(wanted)?;
+    let page = page_size();
+    // To whole pages, outwards.
+    let (start, end) = (start / page * page, end.div_ceil(page).saturating_mul(page));
+    if start < end { Ok((start, end)) } else { Err(wanted()) }
+}
+
+/// What a row is about.
+enum What<'run> {
+    /// A mapping, or its part in the range asked for.
+    Mapping(&'run Mapping, Range<u64>, Account),
+    /// A sum; its name.
+    Total(&'static str, Account),
+    /// Pages and where they are.
+    Extent(&'run Mapping, Extent),
+}
+
+/// Column groups.
+const HELD: Group = 1;
+const PLACE: Group = 2;
+
+impl Row<18> for What<'_> {
+    const COLUMNS: [Column; 18] = [
+        Column::new("KIND", "kind", Unit::Text, 7, MACHINE, "mapping, hugetlb, total or extent"),
+        Column::new("START", "start", Unit::Text, 12, ALWAYS, "first address"),
+        Column::new("END", "end", Unit::Text, 12, ALWAYS, "first address behind it"),
+        Column::new("PERM", "perm", Unit::Text, 4, HELD, "rights; p: private, s: shared"),
+        size("RSS", "rss", 8, HELD, "in memory (Rss; of hugetlb mappings Private_ + Shared_Hugetlb)"),
+        size("SWAP", "swap", 7, HELD, "swapped out (Swap)"),
+        size("NOTPRESENT", "not_present", 10, HELD, "can be touched, never was or was given back"),
+        size("NOTMAPPED", "not_mapped", 9, HELD, "touching it is a signal: a hole"),
+        size("TOTAL", "total", 9, HELD, "RSS + SWAP + NOTPRESENT + NOTMAPPED (Size)"),
+        size("DIRTY", "dirty", 8, HELD, "of no file (Anonymous), or changed since it was read from one"),
+        size("HUGE", "huge", 8, HELD, "mapped as huge pages"),
+        size("ZERO", "zero", 8, MACHINE, "part of NOTPRESENT: the zero page is there instead"),
+        Column::new("PHYSICAL", "physical", Unit::Text, 12, PLACE, "first address in memory"),
+        Column::new("PHYSEND", "physical_end", Unit::Text, 12, PLACE, "first one behind it"),
+        size("SIZE", "size", 8, PLACE, "addresses from START to END"),
+        Column::new("NODE", "node", Unit::Id, 4, PLACE, "memory node"),
+        Column::new("FLAGS", "flags", Unit::Text, 40, PLACE, "page flags, as page-types names them"),
+        Column::new("NAME", "name", Unit::Text, 0, ALWAYS, "file, or what the kernel calls it"),
+    ];
+
+    fn values(&self) -> [Value<'_>; 18] {
+        let text = |text: String| Value::Text(text.into());
+        let address = |address: u64| text(format!("{address:x}"));
+        let pages = |pages: Option<u64>| Value::bytes(pages.map(pages_to_bytes));
+        let mut values = [const { Value::Missing }; 18];
+        let [kind, start, end, perm, held @ .., name] = &mut values;
+        let [rss, swap, not_present, not_mapped, total, dirty, huge, zero, place @ ..] = held;
+        let [physical, physical_end, size, node, flags] = place;
+        let account = match self {
+            What::Mapping(mapping, range, account) => {
+                (*kind, *name) = (Value::Text("mapping".into()), Value::Text(shown(mapping).into()));
+                (*start, *end) = (address(range.start), address(range.end));
+                *perm = text(rights(mapping));
+                Some(account)
+            }
+            What::Total(of, account) => {
+                *kind = Value::Text((*of).into());
+                *name = Value::Text((*of).into());
+                Some(account)
+            }
+            What::Extent(mapping, extent) => {
+                (*kind, *name) = (Value::Text("extent".into()), Value::Text(shown(mapping).into()));
+                let range = &extent.range;
+                (*start, *end) = (address(range.start), address(range.end));
+                *size = Value::Bytes(range.end - range.start);
+                if let Some(frame) = extent.frame {
+                    *physical = address(pages_to_bytes(frame));
+                    *physical_end = address(pages_to_bytes(frame + extent.frames));
+                }
+                *node = Value::count(extent.node.map(u64::from));
+                *flags = match (extent.frame, extent.flags) {
+                    (None, _) => Value::Text("swapped".into()),
+                    (_, Some(flags)) => text(names(flags)),
+                    (_, None) => Value::Missing,
+                };
+                None
+            }
+        };
+        if let Some(account) = account {
+            *rss = pages(Some(account.memory));
+            *swap = pages(account.swap);
+            *not_present = pages(account.not_present);
+            *not_mapped = pages(account.not_mapped);
+            *total = pages(Some(account.total));
+            *dirty = pages(account.dirty);
+            *huge = pages(account.huge);
+            *zero = pages(account.zero);
+        }
+        values
+    }
+}
+
+const fn size(
+    head: &'static str,
+    key: &'static str,
+    width: usize,
+    group: Group,
+    help: &'static str,
+) -> Column {
+    Column::new(head, key, Unit::Size, width, group, help)
+}
+
+/// The name in the last column.
+fn shown(mapping: &Mapping) -> &str {
+    if mapping.name.is_empty() { "[anon]" } else { &mapping.name }
+}
+
+fn rights(mapping: &Mapping) -> String {
+    let letter = |on: bool, letter| if on { letter } else { '-' };
+    [
+        letter(mapping.readable, 'r'),
+        letter(mapping.writable, 'w'),
+        letter(mapping.executable, 'x'),
+        if mapping.shared { 's' } else { 'p' },
+    ]
+    .iter()
+    .collect()
+}
+
+/// The totals once more, in pages and in KiB.
+struct Totals {
+    pid: u32,
+    mappings: u64,
+    complete: bool,
+    account: Account,
+}
+
+impl Row<9> for Totals {
+    const COLUMNS: [Column; 9] = [
+        Column::new("PID", "pid", Unit::Id, 7, ALWAYS, "process (thread group)"),
+        count("MAPPINGS", "mappings", "how many were read"),
+        count("COMPLETE", "complete", "1 if all were"),
+        count("RSS", "rss_pages", "pages in memory (VmRSS: without hugetlb)"),
+        count("RSSK", "rss_kib", "the same in KiB"),
+        count("HUGETLB", "hugetlb_pages", "hugetlb pages in memory, in normal pages"),
+        count("HUGETLBK", "hugetlb_kib", "the same in KiB"),
+        count("SIZE", "size_pages", "mapped, in pages"),
+        count("SIZEK", "size_kib", "the same in KiB"),
+    ];
+
+    fn values(&self) -> [Value<'_>; 9] {
+        let rss = self.account.memory - self.account.hugetlb;
+        let pages = Value::Count;
+        let kib = |pages| Value::Count(pages_to_bytes(pages) >> 10);
+        [
+            Value::Count(self.pid.into()),
+            Value::Count(self.mappings),
+            Value::Count(self.complete.into()),
+            pages(rss),
+            kib(rss),
+            pages(self.account.hugetlb),
+            kib(self.account.hugetlb),
+            pages(self.account.total),
+            kib(self.account.total),
+        ]
+    }
+}
+
+const fn count(head: &'static str, key: &'static str, help: &'static str) -> Column {
+    Column::new(head, key, Unit::Count, 8, ALWAYS, help)
+}
+
+impl Totals {
+    /// The same for people.
+    fn text(&self) -> String {
+        let both = |pages| format!("{pages} pages ({} KiB)", pages_to_bytes(pages) >> 10);
+        let mut text =
+            format!("resident: {}", both(self.account.memory - self.account.hugetlb));
+        if self.account.hugetlb > 0 {
+            text += &format!(", and hugetlb: {}", both(self.account.hugetlb));
+        }
+        text + &format!(", mapped: {}", both(self.account.total))
+    }
+}
+
+impl Tool for Pages {
+    const CHOICE: Option<&'static Choice> = Some(&CHOICE);
+    const COLUMNS: &'static [Column] = &<What<'static> as Row<18>>::COLUMNS;
+
+    fn run(self) -> Result<ExitCode> {
+        let limits = Limits { interval: Duration::from_secs(1), count: None, duration: None };
+        let ctx = Context::new("pages", &self.kernel, limits, |procfs| {
+            Target::resolve(&[self.pid], None, None, procfs)
+        })?;
+        let plan = prepare(&ctx, &CHOICE)?;
+        has_memory(&ctx, self.pid)?;
+        let pagemap = Pagemap::open(&ctx.procfs, self.pid)?;
+        let wanted = self.wanted(&ctx)?;
+        let frames = frames_are_shown()?;
+        if self.physical && !frames {
+            return Err(Error::rights(
+                "--physical: the kernel hides where pages are: needs CAP_SYS_ADMIN outside of \
+                 any user namespace, run it as root (sudo)",
+            ));
+        }
+        let bytes = wanted.iter().map(|(_, range)| range.end - range.start).sum();
+        let mut watch = Watch::new(&ctx.stop, self.budget, bytes);
+        let mut halt = |done| watch.halt(done);
+        let huge = ctx.procfs.huge_page_size();
+        let scan = plan.hook.name == "ioctl:PAGEMAP_SCAN";
+        let mut counter = Counter::new(&pagemap, scan, frames, huge, &mut halt);
+        let mut notes = plan.notes();
+        notes.extend(hidden(frames, counter.sees_flags(), scan));
+
+        let groups = if self.physical { PLACE } else { HELD };
+        let printer = Printer::stdout::<What<'_>, 18>((&self.output).into(), groups)?;
+        let pace = Pace { at_start: true, at_end: false, by_row: false };
+        let run = Run { hook: plan.hook.name, notes, pace, lost: &|| 0 };
+        once(&ctx, run, printer, |printer| {
+            let mut report = Report { ctx: &ctx, pid: self.pid, wanted: &wanted, done: 0 };
+            let read = if self.physical {
+                report.physical(&mut counter, printer)
+            } else {
+                report.held(&mut counter, printer, self.summary)
+            };
+            read.context(|| format!("after {} of {} mappings", report.done, wanted.len()))?;
+            report.changes()
+        })?;
+        if let Some(why) = watch.why {
+            note(&format!("pages: {why}: not all has been read"));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Pages {
+    /// The mappings asked for, each with the part of it.
+    fn wanted(&self, ctx: &Context) -> Result<Vec<(Mapping, Range<u64>)>> {
+        let all = maps::list(&ctx.procfs, self.pid)?;
+        if all.is_empty() {
+            return Err(Error::failure(format!("process {} maps no memory", self.pid)));
+        }
+        let (from, to) = self.range.unwrap_or((0, u64::MAX));
+        let named = |mapping: &Mapping| {
+            let name = shown(mapping);
+            self.mapping.as_deref().is_none_or(|wanted| wanted == name || wanted == base_name(name))
+        };
+        let wanted: Vec<(Mapping, Range<u64>)> = all
+            .into_iter()
+            .filter(named)
+            .map(|mapping| {
+                let range = mapping.start.max(from)..mapping.end.min(to);
+                (mapping, range)
+            })
+            .filter(|(_, range)| !range.is_empty())
+            .collect();
+        if wanted.is_empty() {
+            return Err(Error::failure(format!(
+                "process {} maps nothing of that; see `mem_watcher pages {}` for what it maps",
+                self.pid, self.pid
+            )));
+        }
+        Ok(wanted)
+    }
+}
+
+/// Fails, and says why, if a process has no memory of its own.
+fn has_memory(ctx: &Context, pid: u32) -> Result<()> {
+    // PF_KTHREAD, include/linux/sched.h.
+    const KERNEL_THREAD: u32 = 0x0020_0000;
+    let stat = ctx.procfs.task(pid.cast_signed()).and_then(|task| task.stat().ok());
+    Err(Error::failure(match stat {
+        None => format!("no process has PID {pid}"),
+        Some(stat) if stat.flags & KERNEL_THREAD != 0 => {
+            format!("{pid} is a thread of the kernel ({}): it maps no memory", stat.comm)
+        }
+        Some(stat) if matches!(stat.state, 'Z' | 'X') => {
+            format!("process {pid} has exited and waits for its parent: it maps no memory any more")
+        }
+        Some(_) => return Ok(()),
+    }))
+}
+
+/// What cannot be known without more rights.
+fn hidden(frames: bool, flags: bool, scan: bool) -> Option<String> {
+    let mut lost = vec!["DIRTY of files"];
+    if !scan {
+        lost.extend(["HUGE", "ZERO (RSS includes it)"]);
+    }
+    if !frames {
+        return Some(format!(
+            "without CAP_SYS_ADMIN the kernel hides where pages are: no --physical, no {}, and \
+             pages that are being moved count as swapped",
+            lost.join(", no ")
+        ));
+    }
+    (!flags).then(|| format!("/proc/kpageflags cannot be read: no {}", lost.join(", no ")))
+}
+
+/// Prints the rows.
+struct Report<'run> {
+    ctx: &'run Context,
+    pid: u32,
+    wanted: &'run [(Mapping, Range<u64>)],
+    /// Mappings read so far.
+    done: usize,
+}
+
+impl Report<'_> {
+    fn held(
+        &mut self,
+        counter: &mut Counter<'_>,
+        printer: &mut Printer,
+        summary: bool,
+    ) -> Result<()> {
+        let swap_in_use = self.ctx.procfs.meminfo().is_ok_and(|m| m.swap_free < m.swap_total);
+        let place = Place { procfs: &self.ctx.procfs, pid: self.pid, swap_in_use };
+        let (mut total, mut hugetlb) = (Account::default(), Account::default());
+        for (mapping, range) in self.wanted {
+            let Some(account) = place.account(counter, mapping, range.clone())? else { break };
+            total.add(&account);
+            if account.hugetlb > 0 {
+                hugetlb.add(&account);
+            }
+            if !summary {
+                printer.row(&What::Mapping(mapping, range.clone(), account))?;
+            }
+            self.done += 1;
+        }
+        if hugetlb.hugetlb > 0 {
+            printer.row(&What::Total("hugetlb", hugetlb))?;
+        }
+        printer.row(&What::Total("total", total))?;
+        let complete = self.done == self.wanted.len();
+        let mappings = self.done as u64;
+        let totals = Totals { pid: self.pid, mappings, complete, account: total };
+        printer.figures(&totals)?;
+        printer.remark(&totals.text())
+    }
+
+    fn physical(&mut self, counter: &mut Counter<'_>, printer: &mut Printer) -> Result<()> {
+        let nodes = Nodes::read(&self.ctx.procfs);
+        for (mapping, range) in self.wanted {
+            let mut physical = Physical::new(&nodes);
+            let mut print = |extent| printer.row(&What::Extent(mapping, extent));
+            let whole = counter.visit(range.clone(), &mut |flags, at, entries| {
+                physical.add(flags, at, entries, &mut print)
+            })?;
+            physical.finish(&mut print)?;
+            if !whole {
+                break;
+            }
+            self.done += 1;
+        }
+        Ok(())
+    }
+
+    /// Says so if the mappings are others by now.
+    fn changes(&self) -> Result<()> {
+        let now = maps::list(&self.ctx.procfs, self.pid).unwrap_or_default();
+        let same = |mapping: &Mapping| {
+            let found = now.binary_search_by_key(&mapping.start, |other| other.start);
+            found.ok().and_then(|at| now.get(at)).is_some_and(|other| {
+                (other.end, other.file, rights(other))
+                    == (mapping.end, mapping.file, rights(mapping))
+            })
+        };
+        let changed = self.wanted.iter().filter(|(mapping, _)| !same(mapping)).count();
+        if changed > 0 {
+            note(&format!(
+                "pages: {changed} of {} mappings changed while they were read; their rows may \
+                 show neither how it was nor how it is",
+                self.wanted.len()
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// When to stop, and how far it is.
+struct Watch<'run> {
+    stop: &'run Stop,
+    end: Option<Instant>,
+    said: Instant,
+    done: u64,
+    all: u64,
+    /// Why it was stopped.
+    why: Option<&'static str>,
+}
+
+/// How often a long run says how far it is.
+const PROGRESS: Duration = Duration::from_secs(2);
+
+impl<'run> Watch<'run> {
+    fn new(stop: &'run Stop, budget: Option<Duration>, all: u64) -> Self {
+        let now = Instant::now();
+        let end = budget.and_then(|budget| now.checked_add(budget));
+        Self { stop, end, said: now, done: 0, all, why: None }
+    }
+
+    fn halt(&mut self, bytes: u64) -> bool {
+        let now = Instant::now();
+        if self.stop.is_set() {
+            self.why = Some("interrupted");
+        } else if self.end.is_some_and(|end| now >= end) {
+            self.why = Some("the time given with --budget is over");
+        }
+        if now.duration_since(self.said) >= PROGRESS && std::io::stderr().is_terminal() {
+            self.said = now;
+            let percent = u128::from(self.done) * 100 / u128::from(self.all.max(1));
+            note(&format!("pages: {percent} % of the addresses read"));
+        }
+        self.done = self.done.saturating_add(bytes);
+        self.why.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::tests::golden;
+
+    fn mapping(name: &str) -> Mapping {
+        Mapping {
+            start: 0x7f00_1234_0000,
+            end: 0x7f00_1635_b000,
+            offset: 0,
+            readable: true,
+            writable: true,
+            executable: false,
+            shared: false,
+            file: None,
+            object: None,
+            reason: None,
+            name: name.into(),
+        }
+    }
+
+    #[test]
+    fn the_output_is_the_documented_one() {
+        let (anon, file) = (mapping(""), mapping("/usr/lib/a b.so"));
+        let range = anon.start..anon.end;
+        let account = Account {
+            total: 16411,
+            memory: 7919,
+            hugetlb: 0,
+            swap: Some(1009),
+            not_present: Some(7476),
+            not_mapped: Some(7),
+            dirty: Some(7907),
+            huge: Some(1024),
+            zero: Some(13),
+        };
+        let unknown = Account {
+            swap: None,
+            not_present: None,
+            not_mapped: None,
+            dirty: None,
+            huge: None,
+            zero: None,
+            ..account
+        };
+        let rows = [
+            What::Mapping(&anon, range.clone(), account),
+            What::Mapping(&file, range.clone(), unknown),
+            What::Total("total", account),
+        ];
+        golden::<What<'_>, 18>("pages", HELD, &rows);
+        let extent = Extent {
+            range,
+            frame: Some(0x1_2345),
+            frames: 16411,
+            node: Some(1),
+            flags: Some(1 << 2 | 1 << 11 | 1 << 12),
+        };
+        let swapped = Extent { frame: None, frames: 0, node: None, flags: None, ..extent.clone() };
+        let rows = [What::Extent(&anon, extent), What::Extent(&file, swapped)];
+        golden::<What<'_>, 18>("pages-physical", PLACE, &rows);
+    }
+
+    #[test]
+    fn ranges_are_hexadecimal_and_grow_to_whole_pages() {
+        assert_eq!(range("1000-3000"), Ok((0x1000, 0x3000)));
+        let page = page_size();
+        assert_eq!(range(&format!("{:x}-0x{:x}", page + 1, page + 2)), Ok((page, 2 * page)));
+        for bad in ["", "-", "1000", "3000-1000", "x-y", "1000-", "1000-1000"] {
+            assert!(range(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_row_is_named_and_has_its_rights() {
+        assert_eq!((shown(&mapping("")), shown(&mapping("[heap]"))), ("[anon]", "[heap]"));
+        assert_eq!(rights(&mapping("")), "rw-p");
+        let other = Mapping { executable: true, writable: false, shared: true, ..mapping("") };
+        assert_eq!(rights(&other), "r-xs");
+    }
+
+    #[test]
+    fn totals_are_in_pages_and_kib_without_hugetlb_in_rss() {
+        let account = Account { total: 11, memory: 7, hugetlb: 2, ..Account::default() };
+        let totals = Totals { pid: 1, mappings: 3, complete: true, account };
+        let kib = page_size() / 1024;
+        assert_eq!(
+            totals.text(),
+            format!(
+                "resident: 5 pages ({} KiB), and hugetlb: 2 pages ({} KiB), mapped: 11 pages ({} KiB)",
+                5 * kib,
+                2 * kib,
+                11 * kib
+            )
+        );
+        assert_eq!(totals.values()[3], Value::Count(5));
+    }
+}
