@@ -70,7 +70,7 @@ pub struct Plan {
 pub fn prepare(ctx: &Context, choice: &'static Choice) -> Result<Plan> {
     let forced = ctx.hook.as_deref();
     let named = forced.map(|name| find(choice, name)).transpose()?;
-    if named.is_none_or(Hook::needs_rights) {
+    if named.map_or_else(|| choice.takes_bpf(), Hook::needs_rights) {
         rights::require_tracing().map_err(|error| {
             match choice.hooks.iter().find(|hook| !hook.needs_rights()) {
                 Some(hook) => Error::new(

@@ -48,7 +48,7 @@ use crate::units::page_size;
 pub const CHUNK: u64 = 16 << 20;
 
 /// What PAGEMAP_SCAN says of a page (`PAGE_IS_...`, include/uapi/linux/fs.h).
-const FILE: u64 = 1 << 1;
+const FILE: u64 = 1 << 2;
 const PRESENT: u64 = 1 << 3;
 const SWAPPED: u64 = 1 << 4;
 const PFNZERO: u64 = 1 << 5;

@@ -445,11 +445,10 @@ fn interrupted(
         .stderr(Stdio::piped())
         .spawn()?;
     let mut stdout = child.stdout.take().ok_or("piped")?;
-    // The first byte is there: the mappings were listed, and much less than all
-    // of the rows fits into the pipe.
-    let mut first = [0];
+    // So much is read, and less than all of the rows fits into the pipe.
+    let mut first = vec![0; 100_000];
     stdout.read_exact(&mut first)?;
-    let mut text = String::from(char::from(first[0]));
+    let mut text = String::from_utf8(first)?;
     meanwhile();
     stdout.read_to_string(&mut text)?;
     let output = child.wait_with_output()?;

@@ -27,14 +27,14 @@ impl State {
     pub(super) fn pages(&mut self, order: &str, n: usize, size: usize) -> Option<String> {
         let region = match order {
             "map-anon" => {
-                let region = Region::map(n, WRITABLE, None);
+                let region = Region::alone(n);
                 region.no_huge_pages();
                 region.write_first(size);
                 region
             }
             // Read and never written: the zero page is mapped.
             "map-zero" => {
-                let region = Region::map(n, WRITABLE, None);
+                let region = Region::alone(n);
                 region.no_huge_pages();
                 region.read();
                 region
@@ -53,7 +53,7 @@ impl State {
             }
             // Written and then without any right.
             "map-none" => {
-                let region = Region::map(n, WRITABLE, None);
+                let region = Region::alone(n);
                 region.no_huge_pages();
                 region.write_first(size);
                 region.protect(0, n, MprotectFlags::empty());
@@ -61,14 +61,14 @@ impl State {
             }
             // Every other page may not be written: as many mappings.
             "map-many" => {
-                let region = Region::map(n, WRITABLE, None);
+                let region = Region::alone(n);
                 region.no_huge_pages();
                 region.write();
                 (0..n).step_by(2).for_each(|at| region.protect(at, 1, MprotectFlags::READ));
                 region
             }
             "map-guard" => {
-                let region = Region::map(n, WRITABLE, None);
+                let region = Region::alone(n);
                 region.no_huge_pages();
                 region.write();
                 // SAFETY: drops the contents of pages of ours, which nobody
@@ -115,7 +115,7 @@ impl State {
             "map-hugetlb" => Region::hugetlb(n, size)?,
             // On memory node `size`.
             "map-bound" => {
-                let region = Region::map(n, WRITABLE, None);
+                let region = Region::alone(n);
                 region.no_huge_pages();
                 let nodes = 1u64 << size;
                 // SAFETY: a range of ours, and a mask of 64 bits that is read only.
@@ -137,7 +137,7 @@ impl State {
             }
             // `n` MiB of which every 2 MiB one page is written, `size` in all.
             "map-sparse" => {
-                let region = Region::map((n << 20) / page(), WRITABLE, None);
+                let region = Region::alone((n << 20) / page());
                 region.no_huge_pages();
                 for i in 0..size {
                     // SAFETY: within the region, as the test asks for no more.
@@ -175,6 +175,16 @@ impl Region {
         }
     }
 
+    /// Anonymous memory that is no part of its neighbours' mappings.
+    fn alone(pages: usize) -> Self {
+        let fence = ProtFlags::READ | ProtFlags::EXEC;
+        let mut region = Region::map(pages + 2, fence, None);
+        region.at = region.at.wrapping_add(page());
+        region.bytes -= 2 * page();
+        region.protect(0, pages, MprotectFlags::READ | MprotectFlags::WRITE);
+        region
+    }
+
     fn write_first(&self, pages: usize) {
         let part = Region { at: self.at, bytes: pages * page(), _backing: None };
         part.write();
@@ -184,22 +194,14 @@ impl Region {
 
     /// Anonymous memory that begins where a huge page can.
     fn aligned(bytes: usize) -> Self {
-        let whole = Region::map((bytes + HUGE) / page(), WRITABLE, None);
-        let start = (whole.at as usize).next_multiple_of(HUGE);
-        let before = start - whole.at as usize;
-        // SAFETY: cuts off both ends of a mapping of ours.
-        unsafe {
-            let at = whole.at.add(before);
-            if before > 0 {
-                rustix::mm::munmap(whole.at.cast(), before).expect("munmap");
-            }
-            let behind = whole.bytes - before - bytes;
-            if behind > 0 {
-                rustix::mm::munmap(at.add(bytes).cast(), behind).expect("munmap");
-            }
-            std::mem::forget(whole);
-            Self { at, bytes, _backing: None }
-        }
+        let mut region = Region::alone((bytes + HUGE) / page());
+        let before = region.at.align_offset(HUGE);
+        let behind = region.bytes - before - bytes;
+        region.protect(0, before / page(), MprotectFlags::READ);
+        region.at = region.at.wrapping_add(before);
+        region.bytes = bytes;
+        region.protect(bytes / page(), behind / page(), MprotectFlags::READ);
+        region
     }
 
     fn private(pages: usize, fd: OwnedFd) -> Self {
