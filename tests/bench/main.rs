@@ -9,6 +9,7 @@ mod machine;
 mod memleak;
 mod memleak_report;
 mod memory;
+mod pages;
 mod peer;
 mod procstat;
 mod programs;
@@ -63,6 +64,8 @@ enum Subject {
     Sysstat,
     /// Cost of an allocation, and time and memory of a big report
     Memleak,
+    /// Time of a run over 64 GiB, and what the process feels of it
+    Pages,
     /// Time to the first row
     Start,
     /// Resident memory of the watcher
@@ -111,10 +114,11 @@ fn run(options: Options) -> Result<()> {
     };
     let load = machine::load();
     let wanted = |subject| options.subject == subject || options.subject == Subject::All;
-    let subjects: [(Subject, Measure); 6] = [
+    let subjects: [(Subject, Measure); 7] = [
         (Subject::Procstat, procstat::run),
         (Subject::Sysstat, sysstat::run),
         (Subject::Memleak, memleak::run),
+        (Subject::Pages, pages::run),
         (Subject::Start, start::run),
         (Subject::Memory, memory::run),
         (Subject::Rate, rate::run),
