@@ -396,8 +396,9 @@ impl Backing {
     }
 
     /// Whether it is memory: tmpfs, a memfd, SysV or shared anonymous memory.
+    /// A device in `/dev` is none, though its name is in a tmpfs.
     pub fn is_shmem(&self) -> bool {
-        self.file_system == TMPFS
+        self.file_system == TMPFS && self.size().is_some()
     }
 
     /// Whether it is made of huge pages set aside for that (hugetlbfs).

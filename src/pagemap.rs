@@ -92,7 +92,7 @@ impl Region {
 }
 
 /// Regions asked for with one request; if there are more, it is asked again.
-const REGIONS: usize = 512;
+const REGIONS: usize = 256;
 
 /// The pagemap file of a process, held open: it stays that of the address space
 /// it was opened for, also after an exec.
@@ -142,10 +142,9 @@ impl Pagemap {
         Error::failure(format!("process {} has ended or runs another program now", self.pid))
     }
 
-    /// The regions of `range` in which there is something. No longer than
-    /// [`CHUNK`], so that the process need not wait.
+    /// Adds the regions of `range` in which there is something. The range is no
+    /// longer than [`CHUNK`], so that the process need not wait.
     fn scan(&self, range: Range<u64>, found: &mut Vec<Region>) -> io::Result<()> {
-        found.clear();
         let mut regions = [Region::default(); REGIONS];
         let mut start = range.start;
         while start < range.end {
@@ -239,8 +238,8 @@ mod tests {
         assert_eq!(all, [3..10, 10..20, 20..27]);
         assert_eq!(pieces(20..30, 10).count(), 1);
         assert_eq!(pieces(5..5, 10).count(), 0);
-        let last: Vec<Range<u64>> = pieces(u64::MAX - 3..u64::MAX, 10).collect();
-        assert_eq!(last, [u64::MAX - 3..u64::MAX]);
+        let mut last = pieces(u64::MAX - 3..u64::MAX, 10);
+        assert_eq!((last.next(), last.next()), (Some(u64::MAX - 3..u64::MAX), None));
     }
 
     #[test]

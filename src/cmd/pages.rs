@@ -48,6 +48,7 @@ use crate::pagemap::Physical;
 use crate::pagemap::Place;
 use crate::pagemap::frames_are_shown;
 use crate::pagemap::names;
+use crate::procfs::ProcFs;
 use crate::target::Target;
 use crate::units::page_size;
 use crate::units::pages_to_bytes;
@@ -280,8 +281,9 @@ impl Totals {
     /// The same for people.
     fn text(&self) -> String {
         let both = |pages| format!("{pages} pages ({} KiB)", pages_to_bytes(pages) >> 10);
-        let mut text =
-            format!("resident: {}", both(self.account.memory - self.account.hugetlb));
+        let part = if self.complete { "" } else { "so far, " };
+        let resident = self.account.memory - self.account.hugetlb;
+        let mut text = format!("{part}resident: {}", both(resident));
         if self.account.hugetlb > 0 {
             text += &format!(", and hugetlb: {}", both(self.account.hugetlb));
         }
@@ -299,9 +301,9 @@ impl Tool for Pages {
             Target::resolve(&[self.pid], None, None, procfs)
         })?;
         let plan = prepare(&ctx, &CHOICE)?;
-        has_memory(&ctx, self.pid)?;
-        let pagemap = Pagemap::open(&ctx.procfs, self.pid)?;
-        let wanted = self.wanted(&ctx)?;
+        let task = task_with_memory(&ctx.procfs, self.pid)?;
+        let pagemap = Pagemap::open(&ctx.procfs, task)?;
+        let wanted = self.wanted(&ctx.procfs, task)?;
         let frames = frames_are_shown()?;
         if self.physical && !frames {
             return Err(Error::rights(
@@ -323,7 +325,8 @@ impl Tool for Pages {
         let pace = Pace { at_start: true, at_end: false, by_row: false };
         let run = Run { hook: plan.hook.name, notes, pace, lost: &|| 0 };
         once(&ctx, run, printer, |printer| {
-            let mut report = Report { ctx: &ctx, pid: self.pid, wanted: &wanted, done: 0 };
+            let mut report =
+                Report { procfs: &ctx.procfs, pid: self.pid, task, wanted: &wanted, done: 0 };
             let read = if self.physical {
                 report.physical(&mut counter, printer)
             } else {
@@ -341,8 +344,8 @@ impl Tool for Pages {
 
 impl Pages {
     /// The mappings asked for, each with the part of it.
-    fn wanted(&self, ctx: &Context) -> Result<Vec<(Mapping, Range<u64>)>> {
-        let all = maps::list(&ctx.procfs, self.pid)?;
+    fn wanted(&self, procfs: &ProcFs, task: u32) -> Result<Vec<(Mapping, Range<u64>)>> {
+        let all = maps::list(procfs, task)?;
         if all.is_empty() {
             return Err(Error::failure(format!("process {} maps no memory", self.pid)));
         }
@@ -370,21 +373,39 @@ impl Pages {
     }
 }
 
-/// Fails, and says why, if a process has no memory of its own.
-fn has_memory(ctx: &Context, pid: u32) -> Result<()> {
+/// The thread of a process through which its memory is seen: the first one,
+/// also known as the process, unless that has left the others behind.
+///
+/// # Errors
+/// It has no memory; the message says why.
+fn task_with_memory(procfs: &ProcFs, pid: u32) -> Result<u32> {
     // PF_KTHREAD, include/linux/sched.h.
     const KERNEL_THREAD: u32 = 0x0020_0000;
-    let stat = ctx.procfs.task(pid.cast_signed()).and_then(|task| task.stat().ok());
-    Err(Error::failure(match stat {
-        None => format!("no process has PID {pid}"),
-        Some(stat) if stat.flags & KERNEL_THREAD != 0 => {
-            format!("{pid} is a thread of the kernel ({}): it maps no memory", stat.comm)
-        }
-        Some(stat) if matches!(stat.state, 'Z' | 'X') => {
-            format!("process {pid} has exited and waits for its parent: it maps no memory any more")
-        }
-        Some(_) => return Ok(()),
-    }))
+    let ended = |state| matches!(state, 'Z' | 'X');
+    let Some((task, stat)) = procfs.task(pid.cast_signed()).and_then(|task| {
+        let stat = task.stat().ok()?;
+        Some((task, stat))
+    }) else {
+        return Err(Error::failure(format!("no process has PID {pid}")));
+    };
+    if stat.flags & KERNEL_THREAD != 0 {
+        let name = stat.comm;
+        let text = format!("{pid} is a thread of the kernel ({name}): it maps no memory");
+        return Err(Error::failure(text));
+    }
+    if !ended(stat.state) {
+        return Ok(pid);
+    }
+    let threads = task.tasks().into_iter().flatten().filter_map(|thread| thread.ok());
+    let alive = |tid: &u32| {
+        let stat = procfs.task(tid.cast_signed()).and_then(|thread| thread.stat().ok());
+        stat.is_some_and(|stat| !ended(stat.state))
+    };
+    threads.map(|thread| thread.tid.cast_unsigned()).find(alive).ok_or_else(|| {
+        Error::failure(format!(
+            "process {pid} has exited and waits for its parent: it maps no memory any more"
+        ))
+    })
 }
 
 /// What cannot be known without more rights.
@@ -405,8 +426,10 @@ fn hidden(frames: bool, flags: bool, scan: bool) -> Option<String> {
 
 /// Prints the rows.
 struct Report<'run> {
-    ctx: &'run Context,
+    procfs: &'run ProcFs,
     pid: u32,
+    /// The thread through which its memory is seen.
+    task: u32,
     wanted: &'run [(Mapping, Range<u64>)],
     /// Mappings read so far.
     done: usize,
@@ -419,8 +442,8 @@ impl Report<'_> {
         printer: &mut Printer,
         summary: bool,
     ) -> Result<()> {
-        let swap_in_use = self.ctx.procfs.meminfo().is_ok_and(|m| m.swap_free < m.swap_total);
-        let place = Place { procfs: &self.ctx.procfs, pid: self.pid, swap_in_use };
+        let swap_in_use = self.procfs.meminfo().is_ok_and(|m| m.swap_free < m.swap_total);
+        let place = Place { procfs: self.procfs, pid: self.task, swap_in_use };
         let (mut total, mut hugetlb) = (Account::default(), Account::default());
         for (mapping, range) in self.wanted {
             let Some(account) = place.account(counter, mapping, range.clone())? else { break };
@@ -445,7 +468,7 @@ impl Report<'_> {
     }
 
     fn physical(&mut self, counter: &mut Counter<'_>, printer: &mut Printer) -> Result<()> {
-        let nodes = Nodes::read(&self.ctx.procfs);
+        let nodes = Nodes::read(self.procfs);
         for (mapping, range) in self.wanted {
             let mut physical = Physical::new(&nodes);
             let mut print = |extent| printer.row(&What::Extent(mapping, extent));
@@ -463,7 +486,7 @@ impl Report<'_> {
 
     /// Says so if the mappings are others by now.
     fn changes(&self) -> Result<()> {
-        let now = maps::list(&self.ctx.procfs, self.pid).unwrap_or_default();
+        let now = maps::list(self.procfs, self.task).unwrap_or_default();
         let same = |mapping: &Mapping| {
             let found = now.binary_search_by_key(&mapping.start, |other| other.start);
             found.ok().and_then(|at| now.get(at)).is_some_and(|other| {

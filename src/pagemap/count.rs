@@ -91,9 +91,12 @@ pub struct Counter<'run> {
     /// The size of a huge page in pages; 0: there are none.
     huge: u64,
     entries: Vec<Entry>,
-    regions: Vec<Region>,
     asks: Asks,
 }
+
+/// Is given the flags of frames, an address, and the entries from there on.
+pub(super) type Visit<'visit> =
+    dyn FnMut(&mut Option<PageFlags>, u64, &[Entry]) -> Result<()> + 'visit;
 
 /// Frames whose flags must be looked up.
 #[derive(Default)]
@@ -123,7 +126,6 @@ impl<'run> Counter<'run> {
             halt,
             huge: huge.map_or(0, |bytes| bytes / page_size()),
             entries: vec![Entry::default(); ENTRIES],
-            regions: Vec::new(),
             asks: Asks::default(),
         }
     }
@@ -167,11 +169,7 @@ impl<'run> Counter<'run> {
     ///
     /// # Errors
     /// The process has ended or runs another program.
-    pub fn visit(
-        &mut self,
-        range: Range<u64>,
-        each: &mut dyn FnMut(&mut Option<PageFlags>, u64, &[Entry]) -> Result<()>,
-    ) -> Result<bool> {
+    pub fn visit(&mut self, range: Range<u64>, each: &mut Visit<'_>) -> Result<bool> {
         let start = range.start;
         if start >= KERNEL_SPACE {
             return Ok(true);
@@ -211,12 +209,9 @@ impl<'run> Counter<'run> {
         Ok(empty)
     }
 
-    fn scan(&mut self, piece: &Range<u64>) -> Result<Vec<Region>> {
-        let mut regions = std::mem::take(&mut self.regions);
-        let scanned = self.pagemap.scan(piece.clone(), &mut regions);
-        let found = regions.clone();
-        self.regions = regions;
-        match scanned {
+    fn scan(&self, piece: &Range<u64>) -> Result<Vec<Region>> {
+        let mut found = Vec::new();
+        match self.pagemap.scan(piece.clone(), &mut found) {
             Ok(()) => Ok(found),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(self.pagemap.gone()),
             Err(error) => {

@@ -87,6 +87,9 @@ const AT_ONCE: usize = 512;
 pub struct PageFlags {
     file: File,
     last: Option<(u64, u64)>,
+    /// The last page looked at that is part of a larger one, and the flags of
+    /// the first page there.
+    part: Option<(u64, u64)>,
 }
 
 impl PageFlags {
@@ -97,7 +100,7 @@ impl PageFlags {
     }
 
     fn at(path: &Path) -> Option<Self> {
-        Some(Self { file: File::open(path).ok()?, last: None })
+        Some(Self { file: File::open(path).ok()?, last: None, part: None })
     }
 
     /// The flags of one frame; `None`: there is no such frame.
@@ -114,8 +117,47 @@ impl PageFlags {
         Some(flags)
     }
 
-    /// Calls `each` with the flags of every frame, in order. Frames that follow
-    /// one another are read together.
+    /// The flags of a page that is perhaps one of several that are one: most
+    /// belong to all of them, and older kernels show them with the first page
+    /// only (stable_page_flags, fs/proc/page.c).
+    fn of_all(&mut self, frame: u64, flags: u64) -> u64 {
+        if flags & TAIL == 0 {
+            return flags;
+        }
+        let first = match self.part {
+            Some((last, first)) if frame.wrapping_sub(last) <= 1 => Some(first),
+            _ => self.first_of(frame),
+        };
+        let Some(first) = first else { return flags };
+        self.part = Some((frame, first));
+        first | flags & !TAIL
+    }
+
+    /// The flags of the first of several pages that are one. These are a power
+    /// of two, and aligned: what lies between them at a smaller power is no
+    /// first page.
+    fn first_of(&mut self, frame: u64) -> Option<u64> {
+        let mut seen = frame;
+        for order in 0..u64::BITS {
+            let candidate = frame >> order << order;
+            if candidate == seen {
+                continue;
+            }
+            seen = candidate;
+            let flags = self.of(candidate)?;
+            if flags & HEAD != 0 {
+                return Some(flags);
+            }
+            if flags & TAIL == 0 {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Calls `each` with the flags of every frame, in order; with those of the
+    /// first page too where several are one. Frames that follow one another are
+    /// read together.
     pub fn each(&mut self, frames: &[u64], mut each: impl FnMut(usize, Option<u64>)) {
         let mut bytes = [0; AT_ONCE * 8];
         let mut at = 0;
@@ -124,7 +166,8 @@ impl PageFlags {
             let run = frames.iter().skip(at).take(AT_ONCE);
             let run = (0..).zip(run).take_while(|pair| follows(*pair)).count();
             if run == 1 {
-                each(at, self.of(first));
+                let flags = self.of(first).map(|flags| self.of_all(first, flags));
+                each(at, flags);
                 at += 1;
                 continue;
             }
@@ -133,7 +176,8 @@ impl PageFlags {
             let (words, _) = part.as_chunks::<8>();
             for (n, word) in words.iter().enumerate() {
                 let there = read.is_some_and(|read| read >= (n + 1) * 8);
-                each(at + n, there.then(|| u64::from_ne_bytes(*word)));
+                let frame = first + n as u64;
+                each(at + n, there.then(|| self.of_all(frame, u64::from_ne_bytes(*word))));
             }
             at += run;
         }
@@ -158,17 +202,46 @@ mod tests {
     #[test]
     fn frames_are_read_one_by_one_and_in_runs_alike() {
         let path = std::env::temp_dir().join(format!("mw-flags-{}", std::process::id()));
-        let words: Vec<u8> = (0..1000u64).flat_map(|frame| (frame * 3).to_ne_bytes()).collect();
+        let words: Vec<u8> = (0..1000u64).flat_map(|frame| (frame % 7).to_ne_bytes()).collect();
         fs::write(&path, words).unwrap();
         let mut flags = PageFlags::at(&path).unwrap();
         fs::remove_file(&path).unwrap();
-        assert_eq!((flags.of(7), flags.of(7), flags.of(1000)), (Some(21), Some(21), None));
+        assert_eq!((flags.of(7), flags.of(7), flags.of(1000)), (Some(0), Some(0), None));
         let frames: Vec<u64> =
             [5, 5, 5].into_iter().chain(100..800).chain([3]).chain(997..1003).collect();
         let mut seen = Vec::new();
         flags.each(&frames, |at, flags| seen.push((at, flags)));
         let wanted: Vec<(usize, Option<u64>)> =
-            frames.iter().map(|&frame| (frame < 1000).then_some(frame * 3)).enumerate().collect();
+            frames.iter().map(|&frame| (frame < 1000).then_some(frame % 7)).enumerate().collect();
+        assert_eq!(seen, wanted);
+    }
+
+    #[test]
+    fn the_first_of_several_pages_speaks_for_all() {
+        let path = std::env::temp_dir().join(format!("mw-parts-{}", std::process::id()));
+        let of = |frame: u64| match frame {
+            64 => HEAD | DIRTY,
+            65..96 => TAIL | 1 << 11,
+            96 => HEAD,
+            97..128 => TAIL,
+            _ => 1 << 11,
+        };
+        let words: Vec<u8> = (0..200).flat_map(|frame| of(frame).to_ne_bytes()).collect();
+        fs::write(&path, words).unwrap();
+        let mut flags = PageFlags::at(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        // From the middle on, over the border, one out of the middle, others.
+        let frames: Vec<u64> = (77..111).chain([70, 127, 128, 95]).collect();
+        let mut seen = Vec::new();
+        flags.each(&frames, |_, flags| seen.push(flags.unwrap()));
+        let wanted: Vec<u64> = frames
+            .iter()
+            .map(|frame| match frame {
+                64..96 => HEAD | DIRTY | 1 << 11,
+                96..128 => HEAD,
+                _ => 1 << 11,
+            })
+            .collect();
         assert_eq!(seen, wanted);
     }
 }

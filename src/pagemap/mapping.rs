@@ -116,7 +116,7 @@ impl Account {
 pub struct Place<'run> {
     /// `/proc`.
     pub procfs: &'run ProcFs,
-    /// The process.
+    /// The process, or a thread of it.
     pub pid: u32,
     /// Whether anything at all is swapped out on this machine.
     pub swap_in_use: bool,

@@ -6,8 +6,6 @@ use super::Entry;
 use super::Held;
 use super::Nodes;
 use super::PageFlags;
-use super::flags::HEAD;
-use super::flags::TAIL;
 use super::flags::ZERO_PAGE;
 use crate::error::Result;
 use crate::units::page_size;
@@ -98,13 +96,9 @@ impl<'run> Physical<'run> {
         });
     }
 
-    fn push(
-        &mut self,
-        mut extent: Extent,
-        done: &mut dyn FnMut(Extent) -> Result<()>,
-    ) -> Result<()> {
+    fn push(&mut self, extent: Extent, done: &mut dyn FnMut(Extent) -> Result<()>) -> Result<()> {
         if let Some(current) = &mut self.current {
-            if current.take_in(&mut extent) {
+            if current.take_in(&extent) {
                 return Ok(());
             }
             if let Some(complete) = self.current.take() {
@@ -118,37 +112,26 @@ impl<'run> Physical<'run> {
 
 impl Extent {
     /// Grows by a page if it continues this extent.
-    fn take_in(&mut self, page: &mut Extent) -> bool {
+    fn take_in(&mut self, page: &Extent) -> bool {
         if self.range.end != page.range.start || self.node != page.node {
             return false;
         }
         let zero = |flags: Option<u64>| flags.is_some_and(|flags| flags & ZERO_PAGE != 0);
+        if self.flags != page.flags {
+            return false;
+        }
+        // The zero page may be mapped again and again.
+        let again = zero(page.flags) && self.frames == 1 && self.frame == page.frame;
         let next = match (self.frame, page.frame) {
             (None, None) => true,
-            (Some(first), Some(frame)) => {
-                let follows = first.checked_add(self.frames) == Some(frame);
-                // The other pages of a compound page say nothing of their own:
-                // what its first page says holds for all.
-                if let (true, Some(of_first), Some(flags)) = (follows, self.flags, page.flags)
-                    && of_first & (HEAD | TAIL) != 0
-                    && flags & TAIL != 0
-                {
-                    page.flags = self.flags;
-                }
-                let again = zero(page.flags) && self.frames == 1 && frame == first;
-                if again {
-                    page.frames = 0;
-                }
-                follows || again
-            }
+            (Some(first), Some(frame)) => again || first.checked_add(self.frames) == Some(frame),
             _ => false,
         };
-        if next && self.flags == page.flags {
+        if next {
             self.range.end = page.range.end;
-            self.frames += page.frames;
-            return true;
+            self.frames += if again { 0 } else { page.frames };
         }
-        false
+        next
     }
 }
 
@@ -162,7 +145,10 @@ mod tests {
         Extent { range, frame, frames, node: Some(0), flags: frame.map(|_| flags) }
     }
 
-    fn joined(pages: &[Extent]) -> Vec<(u64, u64, Option<u64>, u64, Option<u64>)> {
+    /// First and last page, first frame, frames, flags.
+    type Joined = (u64, u64, Option<u64>, u64, Option<u64>);
+
+    fn joined(pages: &[Extent]) -> Vec<Joined> {
         let nodes = Nodes::read(&crate::procfs::ProcFs::new("/nonexistent"));
         let mut physical = Physical::new(&nodes);
         let mut extents = Vec::new();
@@ -202,19 +188,8 @@ mod tests {
     }
 
     #[test]
-    fn the_zero_page_counts_once_and_a_huge_page_is_one() {
+    fn the_zero_page_counts_once() {
         let zero = |at| page(at, Some(99), ZERO_PAGE);
         assert_eq!(joined(&[zero(1), zero(2), zero(3)]), [(1, 4, Some(99), 1, Some(ZERO_PAGE))]);
-        let pages = [
-            page(512, Some(1024), HEAD | 4),
-            page(513, Some(1025), TAIL),
-            page(514, Some(1026), TAIL | 8),
-            page(515, Some(1027), HEAD | 4),
-            page(516, Some(1028), 4),
-        ];
-        assert_eq!(
-            joined(&pages),
-            [(512, 516, Some(1024), 4, Some(HEAD | 4)), (516, 517, Some(1028), 1, Some(4))]
-        );
     }
 }

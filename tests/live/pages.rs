@@ -45,6 +45,7 @@ pub fn tests() -> Vec<Trial> {
         };
         add("every sort of mapping is as in smaps", sorts);
         add("huge pages", huge_pages);
+        add("huge pages of shared memory", huge_shared);
         add("swapped out, shared memory too", swapped);
         add("hugetlb is in memory and not in the resident set", hugetlb);
         add("4 GiB with a few pages", sparse);
@@ -57,6 +58,7 @@ pub fn tests() -> Vec<Trial> {
         test("pages: each page is on the node it was bound to", nodes),
         test("pages: a range, a name, a sum", narrowed),
         test("pages: what is no process with memory is refused", refused),
+        test("pages: a process whose first thread has ended", left_behind),
         test("pages: mappings that change meanwhile are said", changes),
         test("pages: --budget ends a run", budget),
     ]);
@@ -205,13 +207,11 @@ fn sorts(hook: &'static str) -> Outcome {
 }
 
 fn huge_pages(hook: &'static str) -> Outcome {
-    let always = "/sys/kernel/mm/transparent_hugepage/enabled";
-    let had = fs::read_to_string(always).unwrap_or_default();
+    let had = setting("enabled");
     if is_guest() {
-        fs::write(always, "madvise")?;
+        set("enabled", "madvise")?;
     }
-    let offered = fs::read_to_string(always).is_ok_and(|text| !text.contains("[never]"));
-    let outcome = if_supported("thp", offered, || {
+    let outcome = if_supported("thp", !["", "never"].contains(&&*setting("enabled")), || {
         let mut worker = Worker::start();
         let place = worker.ask("map-huge 5 3");
         let (rows, smaps) = settled(worker.pid(), &with_hook(hook, &[]))?;
@@ -225,8 +225,39 @@ fn huge_pages(hook: &'static str) -> Outcome {
         worker.end();
         PASS
     });
-    if let Some(word) = had.split(['[', ']']).nth(1).filter(|_| is_guest()) {
-        fs::write(always, word)?;
+    if is_guest() {
+        set("enabled", &had)?;
+    }
+    outcome
+}
+
+/// What is chosen in a file for huge pages; empty: there is none.
+fn setting(name: &str) -> String {
+    let text = fs::read_to_string(format!("/sys/kernel/mm/transparent_hugepage/{name}"));
+    text.unwrap_or_default().split(['[', ']']).nth(1).unwrap_or_default().to_owned()
+}
+
+fn set(name: &str, word: &str) -> std::io::Result<()> {
+    fs::write(format!("/sys/kernel/mm/transparent_hugepage/{name}"), word)
+}
+
+/// Shared memory in huge pages.
+fn huge_shared(hook: &'static str) -> Outcome {
+    let had = setting("shmem_enabled");
+    let on = is_guest() && set("shmem_enabled", "force").is_ok();
+    let outcome = if_supported("thp_shmem", on, || {
+        let mut worker = Worker::start();
+        let place = worker.ask("map-shared 2048 1024");
+        let (rows, smaps) = settled(worker.pid(), &with_hook(hook, &[]))?;
+        agree(&rows, &smaps)?;
+        let row = at(&rows, &place);
+        check!(number(row, "huge_pages") > 0, "no huge page was given: {row}");
+        check_eq!(number(row, "rss_pages") % 512, 0, "{row}");
+        worker.end();
+        PASS
+    });
+    if on {
+        set("shmem_enabled", &had)?;
     }
     outcome
 }
@@ -605,5 +636,20 @@ fn budget() -> Outcome {
     check_eq!(number(figures, "complete"), 0, "{figures}");
     check_eq!(number(figures, "mappings"), of_kind(&rows, "mapping").len() as u64, "{figures}");
     worker.end();
+    PASS
+}
+
+/// The first thread has ended, and is a zombie as long as there are others.
+fn left_behind() -> Outcome {
+    let mut worker = Worker::start();
+    let place = worker.ask("map-anon 1009 499");
+    worker.ask("threads 1");
+    worker.tell("leave");
+    let pid = worker.pid();
+    while !fs::read_to_string(format!("/proc/{pid}/stat"))?.contains(") Z ") {
+        std::thread::yield_now();
+    }
+    let rows = rows(&["pages", &pid.to_string(), "--unit", "pages"]);
+    check_eq!(split(at(&rows, &place)), [499, 0, 510, 0], "its memory");
     PASS
 }
