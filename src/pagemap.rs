@@ -9,6 +9,7 @@ mod flags;
 mod mapping;
 mod nodes;
 mod physical;
+mod report;
 mod shmem;
 
 use std::fs::File;
@@ -30,6 +31,12 @@ pub use self::mapping::Place;
 pub use self::nodes::Nodes;
 pub use self::physical::Extent;
 pub use self::physical::Physical;
+pub use self::report::HELD;
+pub use self::report::PLACE;
+pub use self::report::Totals;
+pub use self::report::What;
+pub use self::report::rights;
+pub use self::report::shown;
 pub use self::shmem::swapped;
 
 use crate::error::Context as _;
