@@ -46,6 +46,13 @@ pub struct Choice {
     pub hooks: &'static [Hook],
 }
 
+impl Choice {
+    /// Whether any of its hooks takes BPF.
+    pub fn takes_bpf(&self) -> bool {
+        self.hooks.iter().any(Hook::needs_rights)
+    }
+}
+
 /// The decision for one tool on one kernel.
 #[derive(Debug)]
 pub struct Plan {
@@ -63,7 +70,7 @@ pub struct Plan {
 pub fn prepare(ctx: &Context, choice: &'static Choice) -> Result<Plan> {
     let forced = ctx.hook.as_deref();
     let named = forced.map(|name| find(choice, name)).transpose()?;
-    if named.is_none_or(Hook::needs_rights) {
+    if named.map_or_else(|| choice.takes_bpf(), Hook::needs_rights) {
         rights::require_tracing().map_err(|error| {
             match choice.hooks.iter().find(|hook| !hook.needs_rights()) {
                 Some(hook) => Error::new(

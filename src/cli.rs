@@ -172,7 +172,8 @@ fn ring_kib(text: &str) -> std::result::Result<u32, String> {
     }
 }
 
-fn pid(text: &str) -> std::result::Result<u32, String> {
+/// A PID as users give it.
+pub(crate) fn pid(text: &str) -> std::result::Result<u32, String> {
     match text.trim().parse::<u32>() {
         Ok(pid) if pid > 0 && i32::try_from(pid).is_ok() => Ok(pid),
         _ => Err("a PID is a positive whole number".into()),
@@ -189,7 +190,8 @@ fn comm(text: &str) -> std::result::Result<String, String> {
 /// Shorter would be a busy loop, longer overflows a timer.
 const SECONDS: std::ops::RangeInclusive<f64> = 0.001..=31_536_000.0;
 
-fn seconds(text: &str) -> std::result::Result<Duration, String> {
+/// A time as users give it.
+pub(crate) fn seconds(text: &str) -> std::result::Result<Duration, String> {
     let wanted = format!("give seconds from {} to {}", SECONDS.start(), SECONDS.end());
     let value: f64 = text.trim().parse().map_err(|_| wanted.clone())?;
     if !SECONDS.contains(&value) {

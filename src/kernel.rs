@@ -27,6 +27,7 @@ use libbpf_rs::skel::SkelBuilder as _;
 use crate::error::Context as _;
 use crate::error::Error;
 use crate::error::Result;
+use crate::pagemap;
 use crate::uprobe;
 
 #[allow(missing_docs, clippy::all, clippy::restriction, unreachable_pub)]
@@ -73,6 +74,8 @@ pub enum Need {
     UprobeSession,
     /// Memory of a BPF program's own beside each thread (5.11).
     TaskStorage,
+    /// Asking for the pages of a range by what they hold (`PAGEMAP_SCAN`, 6.7).
+    PagemapScan,
     /// A file or folder, for example of `/proc`.
     Path(&'static str),
 }
@@ -95,6 +98,7 @@ impl fmt::Display for Need {
             Need::UprobeMulti => f.write_str("uprobe links of many places"),
             Need::UprobeSession => f.write_str("uprobe sessions"),
             Need::TaskStorage => f.write_str("task storage"),
+            Need::PagemapScan => f.write_str("the PAGEMAP_SCAN request"),
             Need::Path(path) => write!(f, "`{path}`"),
         }
     }
@@ -287,6 +291,10 @@ impl KernelFacts {
             Need::TaskIter => self.in_btf(|btf| {
                 Answer::of(has_func(btf, "bpf_iter_task"), || "came with 5.8".into())
             }),
+            Need::PagemapScan => match pagemap::try_scan() {
+                Ok(()) => Answer::Yes,
+                Err(error) => Answer::No(format!("came with 6.7 ({})", brief(&error))),
+            },
             Need::Path(path) => Answer::of(Path::new(path).exists(), || "not there".into()),
         }
     }

@@ -31,6 +31,7 @@ pub mod lives;
 pub mod maps;
 pub mod names;
 pub mod output;
+pub mod pagemap;
 pub mod percpu;
 pub mod procfs;
 pub mod prologue;

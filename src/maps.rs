@@ -51,6 +51,9 @@ pub struct FileId {
 const OVERLAYFS: u64 = 0x794c_7630;
 const BTRFS: u64 = 0x9123_683e;
 const BCACHEFS: u64 = 0xca45_1a4e;
+/// File systems whose files are memory (linux/magic.h).
+const TMPFS: u64 = 0x0102_1994;
+const HUGETLBFS: u64 = 0x9584_58f6;
 
 impl FileId {
     /// On btrfs and bcachefs each subvolume numbers its inodes from the start,
@@ -316,10 +319,7 @@ impl Objects {
         Self { open: HashMap::new(), limit }
     }
 
-    /// The file of a mapping: through `map_files`, which names exactly the
-    /// mapped file even if it is deleted or in another container and needs
-    /// `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN` (proc_pid_map_files(5)), else
-    /// by its path below the process's root if the same file is still there.
+    /// The file of a mapping, opened.
     fn get(
         &mut self,
         procfs: &ProcFs,
@@ -327,18 +327,7 @@ impl Objects {
         mapping: &Mapping,
         listed: FileId,
     ) -> Result<Rc<Object>, &'static str> {
-        let exact =
-            procfs.process(pid, &format!("map_files/{:x}-{:x}", mapping.start, mapping.end));
-        let (found, stat, file_system) = match Found::at(&exact) {
-            Ok((found, stat)) => {
-                let file_system = found.file_system();
-                (found, stat, file_system)
-            }
-            Err(_) => {
-                let path = procfs.process(pid, "root");
-                by_path(path, &mapping.name, listed)?
-            }
-        };
+        let Backing { found, stat, file_system } = Backing::reach(procfs, pid, mapping, listed)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err("not a regular file");
         }
@@ -361,6 +350,79 @@ impl Objects {
         self.open.insert(id, Rc::downgrade(&object));
         Ok(object)
     }
+}
+
+/// The file of a mapping, found and not opened.
+pub struct Backing {
+    found: Found,
+    stat: Stat,
+    file_system: u64,
+}
+
+impl Backing {
+    /// Finds the file of a mapping; `None`: there is none.
+    ///
+    /// # Errors
+    /// It cannot be reached, in words.
+    pub fn of(procfs: &ProcFs, pid: u32, mapping: &Mapping) -> Result<Option<Self>, &'static str> {
+        mapping.file.map(|listed| Self::reach(procfs, pid, mapping, listed)).transpose()
+    }
+
+    /// Through `map_files`, which names exactly the mapped file even if it is
+    /// deleted or in another container and needs `CAP_CHECKPOINT_RESTORE` or
+    /// `CAP_SYS_ADMIN` (proc_pid_map_files(5)), else by its path below the
+    /// process's root if the same file is still there.
+    fn reach(
+        procfs: &ProcFs,
+        pid: u32,
+        mapping: &Mapping,
+        listed: FileId,
+    ) -> Result<Self, &'static str> {
+        let exact =
+            procfs.process(pid, &format!("map_files/{:x}-{:x}", mapping.start, mapping.end));
+        if let Ok((found, stat)) = Found::at(&exact) {
+            let file_system = found.file_system();
+            return Ok(Self { found, stat, file_system });
+        }
+        let root = procfs.process(pid, "root");
+        let (found, stat, file_system) = by_path(root, &mapping.name, listed)?;
+        Ok(Self { found, stat, file_system })
+    }
+
+    /// Its size in bytes; `None` of what is no regular file and has no size.
+    pub fn size(&self) -> Option<u64> {
+        let regular = FileType::from_raw_mode(self.stat.st_mode) == FileType::RegularFile;
+        regular.then(|| size(&self.stat))
+    }
+
+    /// Whether it is memory: tmpfs, a memfd, SysV or shared anonymous memory.
+    /// A device in `/dev` is none, though its name is in a tmpfs.
+    pub fn is_shmem(&self) -> bool {
+        self.file_system == TMPFS && self.size().is_some()
+    }
+
+    /// Whether it is made of huge pages set aside for that (hugetlbfs).
+    pub fn is_hugetlb(&self) -> bool {
+        self.file_system == HUGETLBFS
+    }
+
+    /// Opens it for reading.
+    ///
+    /// # Errors
+    /// There is no right to.
+    pub fn open(&self) -> rustix::io::Result<File> {
+        self.found.read()
+    }
+}
+
+/// The mappings of a process, by address; no file is opened.
+///
+/// # Errors
+/// The process has gone, or there is no right to look at it.
+pub fn list(procfs: &ProcFs, pid: u32) -> Result<Vec<Mapping>> {
+    let path = procfs.process(pid, "maps");
+    let text = fs::read(&path).context(|| format!("reading {}", path.display()))?;
+    Ok(Maps::parse(&text).now)
 }
 
 fn by_path(root: PathBuf, name: &str, listed: FileId) -> Result<(Found, Stat, u64), &'static str> {

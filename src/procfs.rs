@@ -119,6 +119,24 @@ impl ProcFs {
         }
     }
 
+    /// How many bytes one of the blocks has that memory is switched on and off
+    /// by, and on which node each is (Documentation/admin-guide/mm/memory-hotplug.rst).
+    /// `None` on a kernel without them.
+    pub fn memory_blocks(&self) -> Option<(u64, Vec<(u64, u32)>)> {
+        let size = self.read("sys/devices/system/memory/block_size_bytes").ok()?;
+        let size = u64::from_str_radix(size.trim(), 16).ok().filter(|&size| size > 0)?;
+        let mut blocks = Vec::new();
+        for node in self.nodes("online") {
+            let folder = self.root.join(format!("sys/devices/system/node/node{node}"));
+            let names = fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok());
+            blocks.extend(names.filter_map(|entry| {
+                let number = entry.file_name().to_str()?.strip_prefix("memory")?.parse().ok()?;
+                Some((number, node))
+            }));
+        }
+        Some((size, blocks))
+    }
+
     /// The size of a huge page that a page-table entry of the second level
     /// maps, in bytes; `None` without transparent huge pages.
     pub fn huge_page_size(&self) -> Option<u64> {

@@ -146,7 +146,7 @@ fn command(
     choice: &'static Choice,
     missing: &[&str],
 ) -> Finding {
-    if !missing.is_empty() {
+    if !missing.is_empty() && choice.takes_bpf() {
         let usable = choice.hooks.iter().find(|hook| !hook.needs_rights());
         return Finding {
             subject: name,

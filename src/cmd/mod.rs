@@ -1,5 +1,5 @@
-//! The commands. To add one: `src/bpf/x.bpf.c`, `src/cmd/x.rs`, one line in
-//! [`commands!`], `docs/tools/x.md` and `tests/live/x.rs`
+//! The commands. To add one: `src/bpf/x.bpf.c` if a hook of it takes BPF,
+//! `src/cmd/x.rs`, one line in [`commands!`], `docs/tools/x.md` and `tests/live/x.rs`
 //! (docs/adding-a-tool.md). The registry test misses whichever is forgotten.
 
 use std::process::ExitCode;
@@ -79,6 +79,7 @@ commands! {
     brkstack => Brkstack,
     shmsnoop => Shmsnoop,
     anon => Anon,
+    pages => Pages,
     doctor => Doctor,
 }
 
@@ -120,7 +121,7 @@ mod tests {
         let names: BTreeSet<String> = ENTRIES.iter().map(|entry| entry.name.to_owned()).collect();
         let with_bpf: BTreeSet<String> = ENTRIES
             .iter()
-            .filter(|entry| entry.choice.is_some())
+            .filter(|entry| entry.choice.is_some_and(Choice::takes_bpf))
             .map(|entry| entry.name.to_owned())
             .chain(OTHERS.map(str::to_owned))
             .collect();
@@ -182,7 +183,8 @@ mod tests {
     #[test]
     fn programs_named_by_hooks_exist_and_are_short() {
         for entry in ENTRIES {
-            for hook in entry.choice.iter().flat_map(|choice| choice.hooks) {
+            let choice = entry.choice.filter(|choice| choice.takes_bpf());
+            for hook in choice.iter().flat_map(|choice| choice.hooks) {
                 let path = format!("src/bpf/{}.bpf.c", entry.name);
                 let source =
                     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();

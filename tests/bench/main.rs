@@ -10,6 +10,7 @@ mod machine;
 mod memleak;
 mod memleak_report;
 mod memory;
+mod pages;
 mod peer;
 mod procstat;
 mod programs;
@@ -69,6 +70,8 @@ enum Subject {
     Snoops,
     /// Cost at a page fault
     Anon,
+    /// Time of a run over 64 GiB, and what the process feels of it
+    Pages,
     /// Time to the first row
     Start,
     /// Resident memory of the watcher
@@ -123,6 +126,7 @@ fn run(options: Options) -> Result<()> {
         (Subject::Memleak, memleak::run),
         (Subject::Snoops, snoops::run),
         (Subject::Anon, anon::run),
+        (Subject::Pages, pages::run),
         (Subject::Start, start::run),
         (Subject::Memory, memory::run),
         (Subject::Rate, rate::run),
@@ -135,7 +139,7 @@ fn run(options: Options) -> Result<()> {
         }
     }
     say(&format!("\n{}", machine::describe(&bench.cpus)?))?;
-    for command in ["procstat", "sysstat", "memleak", "anon"] {
+    for command in ["procstat", "sysstat", "memleak", "anon", "pages", "faults", "mmapsnoop"] {
         say(&format!("{command}: {}", machine::hook(&bench.program, command)?))?;
     }
     say(&format!("load average {load} before, {} after", machine::load()))?;

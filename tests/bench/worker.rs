@@ -40,7 +40,8 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    fn start(args: &[&str]) -> Result<Self> {
+    /// Starts this program as a worker with these arguments.
+    pub(crate) fn start(args: &[&str]) -> Result<Self> {
         Self::of(&mut myself(args)?)
     }
 
@@ -238,6 +239,7 @@ pub(crate) fn run_if_asked() -> Result<bool> {
         ["worker", "ping", cpu] => ping(cpu)?,
         ["worker", "pong", cpu] => pong(cpu)?,
         ["worker", "touch", cpu] => touch(cpu)?,
+        ["worker", "fault", cpu] => crate::pages::fault(cpu)?,
         ["worker", "sleep"] => drop(io::stdin().read(&mut [0])?),
         _ => return Ok(false),
     }
@@ -245,7 +247,7 @@ pub(crate) fn run_if_asked() -> Result<bool> {
 }
 
 /// Calls `each` with every order and sends back its answer.
-fn obey(mut each: impl FnMut(&str) -> Result<String>) -> Result<()> {
+pub(crate) fn obey(mut each: impl FnMut(&str) -> Result<String>) -> Result<()> {
     let mut answers = io::stdout().lock();
     for order in io::stdin().lock().lines() {
         writeln!(answers, "{}", each(&order?)?)?;

@@ -33,6 +33,8 @@ use rustix::mm::ProtFlags;
 
 use super::kernels::is_guest;
 
+mod pages;
+
 /// The first argument that makes the test binary a worker.
 const FLAG: &str = "--worker";
 
@@ -315,7 +317,8 @@ impl State {
                 return format!("{} {}", usage.0, usage.1);
             }
             other => {
-                let done = self.snoops(other, n, size).or_else(|| self.anon(other, n, size));
+                let done = self.snoops(other, n, size).or_else(|| self.anon(other, n, size))
+                    .or_else(|| self.pages(other, n, size));
                 return done.unwrap_or_else(|| panic!("unknown order {other:?}"));
             }
         }
