@@ -75,6 +75,8 @@ commands! {
     procstat => Procstat,
     sysstat => Sysstat,
     memleak => Memleak,
+    faults => Faults,
+    ffaults => Ffaults,
     doctor => Doctor,
 }
 

@@ -30,6 +30,8 @@ use rustix::mm::ProtFlags;
 
 use super::kernels::is_guest;
 
+mod faults;
+
 /// The first argument that makes the test binary a worker.
 const FLAG: &str = "--worker";
 
@@ -311,7 +313,10 @@ impl State {
                 let usage = usage();
                 return format!("{} {}", usage.0, usage.1);
             }
-            other => panic!("unknown order {other:?}"),
+            other => {
+                let known = self.faults(other, n, size);
+                return known.unwrap_or_else(|| panic!("unknown order {other:?}"));
+            }
         }
         "done".into()
     }
