@@ -120,7 +120,7 @@ int BPF_PROG(on_fault, struct vm_area_struct *vma, unsigned long address, unsign
 	     struct pt_regs *regs, vm_fault_t ret)
 {
 	__u32 kind = FAULT_ANON;
-	struct fault_note note;
+	struct fault_note note = {};
 	struct faulter f;
 	bool noted;
 

@@ -375,12 +375,8 @@ impl Faults {
         target::fill_set(&skel.maps.target_set, &ctx.target)?;
         let ring = Ring::new(&skel.maps.events)?;
         let shared = skel.maps.bss_data.take().ok_or_else(|| Error::failure("no data section"))?;
-        let events = match plan.hook.name {
-            "perf:page-faults" => Some(["on_minor", "on_major"]),
-            "perf.count:page-faults" => Some(["plain_minor", "plain_major"]),
-            _ => None,
-        };
-        let attached = Attached::new(skel.object(), plan, &ctx.procfs, events)?;
+        // What a hook has to load beside what attaches by itself is for events.
+        let attached = Attached::new(skel.object(), plan, &ctx.procfs, plan.hook.programs)?;
         let lost =
             || read_shared(&shared.lost_events) + attached.missed(&skel.maps.fault_runs);
         let run = Run { hook: plan.hook.name, notes: plan.notes(), pace: PACE, lost: &lost };

@@ -77,6 +77,7 @@ commands! {
     memleak => Memleak,
     faults => Faults,
     ffaults => Ffaults,
+    hfaults => Hfaults,
     doctor => Doctor,
 }
 

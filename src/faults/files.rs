@@ -229,8 +229,7 @@ pub fn run(ctx: &Context, printer: Printer, wanted: Wanted) -> Result<()> {
     target::fill_set(&skel.maps.target_set, &ctx.target)?;
     let ring = Ring::new(&skel.maps.events)?;
     let shared = skel.maps.bss_data.take().ok_or_else(|| Error::failure("no data section"))?;
-    let on_events = (plan.hook.attach.is_empty()).then_some(["on_minor", "on_major"]);
-    let attached = Attached::new(skel.object(), &plan, &ctx.procfs, on_events)?;
+    let attached = Attached::new(skel.object(), &plan, &ctx.procfs, plan.hook.programs)?;
     let lost = || read_shared(&shared.lost_events) + attached.missed(&skel.maps.fault_runs);
     let pace = Pace { at_start: false, at_end: true, by_row: false };
     let run = Run { hook: plan.hook.name, notes: plan.notes(), pace, lost: &lost };

@@ -30,12 +30,12 @@ pub struct Attached<'obj> {
 }
 
 /// How often, and how long, to wait for a program that may just be running.
-const WAITS: u32 = 20;
+const WAITS: u32 = 200;
 const WAIT: Duration = Duration::from_millis(1);
 
 impl<'obj> Attached<'obj> {
     /// Attaches the programs of `plan`; `on_events` are those for the page-fault
-    /// events, minor and major.
+    /// events, for minor faults and, if there is one, for major ones.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -43,15 +43,15 @@ impl<'obj> Attached<'obj> {
         object: &'obj Object,
         plan: &Plan,
         procfs: &ProcFs,
-        on_events: Option<[&'static str; 2]>,
+        on_events: &[&'static str],
     ) -> Result<Self> {
         let links = plan.attach(object)?;
-        let events = match on_events {
-            None => None,
-            Some([minor, major]) => {
-                let programs = [(minor, perf::PAGE_FAULTS_MIN), (major, perf::PAGE_FAULTS_MAJ)];
-                Some(RefCell::new(perf::Events::attach(object, procfs, &programs)?))
-            }
+        let events = if on_events.is_empty() {
+            None
+        } else {
+            let numbers = [perf::PAGE_FAULTS_MIN, perf::PAGE_FAULTS_MAJ];
+            let programs: Vec<_> = on_events.iter().copied().zip(numbers).collect();
+            Some(RefCell::new(perf::Events::attach(object, procfs, &programs)?))
         };
         Ok(Self { object, _links: links, counting: plan.hook.attach, events, missed: Cell::new(0) })
     }
@@ -81,15 +81,16 @@ impl<'obj> Attached<'obj> {
         // An event is counted before its program runs: read in this order, and
         // waited for those in between, none seems missed that is not.
         let occurred = events.borrow().count();
+        let mut missed = 0;
         for _ in 0..WAITS {
-            let missed = occurred.saturating_sub(ran(runs));
+            missed = occurred.saturating_sub(ran(runs));
             if missed <= self.missed.get() {
-                return self.missed.get();
+                break;
             }
             std::thread::sleep(WAIT);
         }
-        self.missed.set(occurred.saturating_sub(ran(runs)).max(self.missed.get()));
-        self.missed.get()
+        self.missed.set(missed);
+        missed
     }
 }
 

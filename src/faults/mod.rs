@@ -143,7 +143,8 @@ mod tests {
         let me = std::process::id();
         let procfs = ProcFs::default();
         let start = procfs.start_ns(me.cast_signed()).unwrap() / NS_PER_TICK;
-        let faulter = |start| Faulter(u64::from(me) << 42 | (start & 0xffff_ffff) << 10 | 17 << 4);
+        let faulter =
+            |start: u64| Faulter(u64::from(me) << 42 | (start & 0xffff_ffff) << 10 | 17u64 << 4);
         assert!(faulter(start).lives(&procfs));
         assert!(!faulter(start + 1).lives(&procfs));
     }

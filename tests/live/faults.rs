@@ -216,14 +216,12 @@ fn every_sort(hook: Hook) -> Outcome {
         check_eq!(seen.sorts["other"], due.all(), "no sort is known: {seen:?}");
         return PASS;
     }
+    // Anonymous memory is also what the worker needs to set the stages up.
     let beside = due.all() - wanted.values().sum::<u64>();
-    check!(beside <= STAGES.len() as u64 * BESIDE, "{beside} faults more than the stages made");
     for (sort, faults) in wanted {
         let found = seen.sorts[sort];
-        check!(
-            found >= faults && found <= faults + beside,
-            "{sort}: {found} of {faults}, {beside} beside: {seen:?}"
-        );
+        let most = faults + if sort == "anon" { beside } else { BESIDE };
+        check!(found >= faults && found <= most, "{sort}: {found} of {faults}: {seen:?}");
     }
     PASS
 }

@@ -168,10 +168,80 @@ impl State {
                 self.others.extend([first, second]);
                 answer
             }
+            // A word in each huge page of so many, which were asked for.
+            "fault-huge" | "fault-zero" => {
+                let (region, first) = huge_region(n);
+                // SAFETY: the range is within the region.
+                unsafe { rustix::mm::madvise(first.cast(), n * HUGE, Advice::LinuxHugepage) }
+                    .expect("MADV_HUGEPAGE");
+                let answer = around(|| {
+                    for i in 0..n {
+                        // SAFETY: within the region, aligned.
+                        unsafe {
+                            let word = first.add(i * HUGE).cast::<u64>();
+                            match order {
+                                "fault-huge" => word.write_volatile(7),
+                                _ => drop(std::hint::black_box(word.read_volatile())),
+                            };
+                        }
+                    }
+                });
+                self.others.push(region);
+                answer
+            }
+            "fault-hugetlb" => {
+                // SAFETY: a new mapping at an address of the kernel's choice.
+                let at = unsafe {
+                    let flags = MapFlags::PRIVATE | MapFlags::HUGETLB;
+                    rustix::mm::mmap_anonymous(ptr::null_mut(), n * HUGE, BOTH, flags)
+                }
+                .expect("huge pages of the pool");
+                let answer = around(|| {
+                    for i in 0..n {
+                        // SAFETY: within the mapping, aligned.
+                        unsafe { at.cast::<u8>().add(i * HUGE).cast::<u64>().write_volatile(7) };
+                    }
+                });
+                // SAFETY: nothing points into it any more.
+                unsafe { rustix::mm::munmap(at, n * HUGE) }.expect("munmap");
+                answer
+            }
+            // So many calls for huge pages, so many against them, one that fails,
+            // and one that collapses, or fails.
+            "fault-advise" => {
+                let (region, first) = huge_region(2);
+                let advise = |at: *mut u8, bytes: usize, advice: libc::c_int| {
+                    // SAFETY: only advice; what is not ours is refused.
+                    match unsafe { libc::madvise(at.cast(), bytes, advice) } {
+                        0 => "ok".to_owned(),
+                        _ => format!("{:?}", nix::errno::Errno::last()),
+                    }
+                };
+                (0..n).for_each(|_| drop(advise(first, 2 * HUGE, libc::MADV_HUGEPAGE)));
+                (0..size).for_each(|_| drop(advise(first, HUGE, libc::MADV_NOHUGEPAGE)));
+                advise(first.wrapping_add(1), page(), libc::MADV_HUGEPAGE);
+                // Not about huge pages.
+                advise(first, HUGE, libc::MADV_DONTNEED);
+                let result = advise(first, HUGE, 25);
+                let answer = format!("{:#x} {result}", first as usize);
+                self.others.push(region);
+                answer
+            }
             "fault-leave" => std::process::exit(0),
             _ => return None,
         })
     }
+}
+
+/// A huge page, as x86-64 has it.
+const HUGE: usize = 2 << 20;
+
+/// A region with so many huge pages in it, and the first of them.
+fn huge_region(n: usize) -> (Region, *mut u8) {
+    let region = Region::map((n + 1) * HUGE / page(), BOTH, None);
+    let before = region.at.align_offset(HUGE);
+    let first = region.at.wrapping_add(before);
+    (region, first)
 }
 
 fn small(pages: usize) -> Region {
