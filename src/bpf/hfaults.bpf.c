@@ -232,6 +232,11 @@ static long look_at(struct task_struct *task, struct vm_area_struct *vma, struct
 	return 0;
 }
 
+static __always_inline bool is_hugetlb(struct file *file)
+{
+	return file && BPF_CORE_READ(file, f_inode, i_sb, s_magic) == HUGETLBFS_MAGIC;
+}
+
 SEC("perf_event")
 int on_minor(struct bpf_perf_event_data *ctx)
 {
@@ -251,9 +256,7 @@ int on_minor(struct bpf_perf_event_data *ctx)
 			count_lost();
 		return 0;
 	}
-	if (place.kind == FAULT_ANON ? !asked
-				     : !place.file || BPF_CORE_READ(place.file, f_inode, i_sb,
-								    s_magic) != HUGETLBFS_MAGIC)
+	if (place.kind == FAULT_ANON ? !asked : !is_hugetlb(place.file))
 		return 0;
 	c = count_of(&f);
 	if (!c)

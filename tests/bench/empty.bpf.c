@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Programs that do nothing, on the hooks procstat and memleak can use. What
+ * Programs that do nothing, on the hooks our commands can use. What
  * they cost is the price of being there at all; a benchmark compares with it.
  */
 #include "vmlinux.h"
@@ -17,6 +17,18 @@ int BPF_PROG(empty_finish)
 
 SEC("tp_btf/sched_switch")
 int BPF_PROG(empty_switch)
+{
+	return 0;
+}
+
+SEC("fexit/handle_mm_fault")
+int BPF_PROG(empty_fault)
+{
+	return 0;
+}
+
+SEC("perf_event")
+int empty_event(struct bpf_perf_event_data *ctx)
 {
 	return 0;
 }

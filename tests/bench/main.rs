@@ -4,6 +4,7 @@
 
 mod allocate;
 mod empty;
+mod faults;
 mod figures;
 mod machine;
 mod memleak;
@@ -63,6 +64,8 @@ enum Subject {
     Sysstat,
     /// Cost of an allocation, and time and memory of a big report
     Memleak,
+    /// Cost at a page fault
+    Faults,
     /// Time to the first row
     Start,
     /// Resident memory of the watcher
@@ -111,10 +114,11 @@ fn run(options: Options) -> Result<()> {
     };
     let load = machine::load();
     let wanted = |subject| options.subject == subject || options.subject == Subject::All;
-    let subjects: [(Subject, Measure); 6] = [
+    let subjects: [(Subject, Measure); 7] = [
         (Subject::Procstat, procstat::run),
         (Subject::Sysstat, sysstat::run),
         (Subject::Memleak, memleak::run),
+        (Subject::Faults, faults::run),
         (Subject::Start, start::run),
         (Subject::Memory, memory::run),
         (Subject::Rate, rate::run),
@@ -127,7 +131,7 @@ fn run(options: Options) -> Result<()> {
         }
     }
     say(&format!("\n{}", machine::describe(&bench.cpus)?))?;
-    for command in ["procstat", "sysstat", "memleak"] {
+    for command in ["procstat", "sysstat", "memleak", "faults"] {
         say(&format!("{command}: {}", machine::hook(&bench.program, command)?))?;
     }
     say(&format!("load average {load} before, {} after", machine::load()))?;

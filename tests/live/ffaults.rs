@@ -13,8 +13,8 @@ use crate::common::leak::number;
 use crate::common::test;
 use crate::common::watcher::Totals;
 use crate::common::watcher::Watcher;
-use crate::common::watcher::run;
 use crate::common::worker::Worker;
+use crate::faults::with_hook_of;
 
 /// Hooks, and the feature of `tests/kernels.txt` each depends on.
 const HOOKS: [(&str, &str); 3] = [
@@ -31,12 +31,7 @@ pub fn tests() -> Vec<Trial> {
     for (hook, feature) in HOOKS {
         let each = |what: &str, body: fn(&'static str) -> Outcome| {
             test(format!("ffaults: {what}, through {hook}"), move || {
-                let probe = run(&["ffaults", "--hook", hook, "-n", "1", "-i", "0.01"]);
-                if probe.status.code() == Some(4) {
-                    return if_supported(feature, false, || PASS);
-                }
-                check!(probe.status.success(), "{}", String::from_utf8_lossy(&probe.stderr));
-                body(hook)
+                with_hook_of("ffaults", hook, feature, || body(hook))
             })
         };
         tests.push(each("a deleted file", deleted));

@@ -18,8 +18,8 @@ use crate::common::oracle;
 use crate::common::test;
 use crate::common::watcher::Totals;
 use crate::common::watcher::Watcher;
-use crate::common::watcher::run;
 use crate::common::worker::Worker;
+use crate::faults::with_hook_of;
 
 /// Hooks, the feature of `tests/kernels.txt` each depends on, and whether it
 /// follows the function itself.
@@ -36,12 +36,9 @@ pub fn tests() -> Vec<Trial> {
     for (hook, feature, exact) in HOOKS {
         let each = |what: &str, body: fn(&'static str) -> Outcome| {
             test(format!("hfaults: {what}, through {hook}"), move || {
-                let probe = run(&["hfaults", "--hook", hook, "-n", "1", "-i", "0.01"]);
-                if probe.status.code() == Some(4) {
-                    return if_supported(feature, false, || PASS);
-                }
-                check!(probe.status.success(), "{}", String::from_utf8_lossy(&probe.stderr));
-                if_supported("thp", has_thp(), || body(hook))
+                with_hook_of("hfaults", hook, feature, || {
+                    if_supported("thp", has_thp(), || body(hook))
+                })
             })
         };
         tests.push(each("huge pages as the kernel counts them", huge));

@@ -67,7 +67,9 @@ static __always_inline __u32 fault_kind_of_file(struct file *file)
 		return FAULT_OTHER; /* a special mapping, such as the vdso */
 	inode = BPF_CORE_READ(file, f_inode);
 	type = BPF_CORE_READ(inode, i_mode) & S_IFMT;
-	if (type != S_IFREG && type != S_IFBLK)
+	if (type == S_IFBLK)
+		return FAULT_FILE; /* whatever its name lies on */
+	if (type != S_IFREG)
 		return FAULT_OTHER;
 	magic = BPF_CORE_READ(inode, i_sb, s_magic);
 	if (magic == TMPFS_MAGIC)
