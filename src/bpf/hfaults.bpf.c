@@ -7,6 +7,7 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
+#include "compat.bpf.h"
 #include "event.bpf.h"
 #include "fault.bpf.h"
 #include "target.bpf.h"
@@ -128,7 +129,7 @@ int BPF_PROG(on_huge, struct vm_fault *vmf, vm_fault_t ret)
 	/* Only what failed for want of room keeps its mapping's lock for sure. */
 	bool fit = ret & VM_FAULT_FALLBACK && fits(vmf->vma, vmf->address);
 
-	return anon_done(fit, vmf->flags, ret);
+	return anon_done(fit, flags_of_fault(vmf), ret);
 }
 
 SEC("fexit/hugetlb_fault")
@@ -157,8 +158,7 @@ int BPF_KPROBE(enter_huge, struct vm_fault *vmf)
 	/* The kernel follows a limited number of returns at a time; this one it did not. */
 	if (fault_note_take(f.tid, &stale))
 		count_lost();
-	fault_note_set(f.tid, address, fits(vma, address) ? NOTE_FITS : 0,
-		       BPF_CORE_READ(vmf, flags));
+	fault_note_set(f.tid, address, fits(vma, address) ? NOTE_FITS : 0, flags_of_fault(vmf));
 	return 0;
 }
 

@@ -166,4 +166,22 @@ static __always_inline struct path *path_of_file(struct file *file)
 	return (void *)file + bpf_core_field_offset(struct file, f_path);
 }
 
+/*
+ * The flags of a fault are an enumeration where FAULT_FLAG_* are one (seen in 6.1),
+ * and a plain number before (seen in 5.10). Relocations tell the two apart. Delete
+ * when 5.10 is no longer supported.
+ */
+struct vm_fault___number {
+	unsigned int flags;
+} __attribute__((preserve_access_index));
+
+static __always_inline __u32 flags_of_fault(struct vm_fault *vmf)
+{
+	struct vm_fault___number *old = (void *)vmf;
+
+	if (bpf_core_field_exists(old->flags))
+		return BPF_CORE_READ(old, flags);
+	return BPF_CORE_READ(vmf, flags);
+}
+
 #endif /* MW_COMPAT_BPF_H */

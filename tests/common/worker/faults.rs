@@ -324,6 +324,8 @@ fn named_file(path: &std::path::Path, pages: usize) -> File {
 
 /// A tmpfs of its own, whose folder becomes the root.
 fn enter_another_root(number: usize) -> std::io::Result<()> {
+    // Asked for the first time it may be read from /proc, which is not there then.
+    page();
     let folder = env::temp_dir().join(format!("worker-root-{number}"));
     std::fs::create_dir_all(&folder)?;
     let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).expect("a plain path");
