@@ -18,6 +18,7 @@ use libbpf_rs::ProgramMut;
 use libbpf_rs::UprobeMultiOpts;
 use libbpf_rs::btf::Btf;
 use libbpf_rs::btf::BtfType;
+use libbpf_rs::btf::ReferencesType as _;
 use libbpf_rs::btf::types;
 use libbpf_rs::libbpf_sys;
 use libbpf_rs::skel::OpenSkel as _;
@@ -28,6 +29,7 @@ use crate::error::Context as _;
 use crate::error::Error;
 use crate::error::Result;
 use crate::pagemap;
+use crate::perf;
 use crate::uprobe;
 
 #[allow(missing_docs, clippy::all, clippy::restriction, unreachable_pub)]
@@ -48,6 +50,10 @@ pub enum Need {
     /// A function under its plain name: in BTF, so its arguments are known, and
     /// in the symbol table, so it was neither inlined nor cloned (`.isra.0`).
     Func(&'static str),
+    /// A function takes so many arguments, according to BTF.
+    Params(&'static str, u32),
+    /// A function BPF programs may call (`BPF_FUNC_<name>`).
+    Helper(&'static str),
     /// A raw tracepoint with BTF (`btf_trace_<name>`).
     BtfTracepoint(&'static str),
     /// A tracepoint of tracefs, `category/name`.
@@ -66,6 +72,8 @@ pub enum Need {
     TestRun,
     /// The task iterator (5.8).
     TaskIter,
+    /// Software events of perf (`perf_event_open(2)`).
+    PerfEvents,
     /// A probe on an instruction of a program (perf's `uprobe`).
     Uprobe,
     /// One link for many such probes (6.6).
@@ -85,6 +93,8 @@ impl fmt::Display for Need {
         match self {
             Need::KernelBtf => f.write_str("built-in type information (BTF)"),
             Need::Func(name) => write!(f, "function `{name}`"),
+            Need::Params(name, count) => write!(f, "`{name}` with {count} arguments"),
+            Need::Helper(name) => write!(f, "the BPF helper `bpf_{name}`"),
             Need::BtfTracepoint(name) => write!(f, "BTF tracepoint `{name}`"),
             Need::Tracepoint(name) => write!(f, "tracepoint `{name}`"),
             Need::Field(of, name) => write!(f, "`{of}.{name}`"),
@@ -94,6 +104,7 @@ impl fmt::Display for Need {
             Need::Kprobe => f.write_str("kprobes"),
             Need::TestRun => f.write_str("running a BPF program on demand"),
             Need::TaskIter => f.write_str("the task iterator"),
+            Need::PerfEvents => f.write_str("software events of perf"),
             Need::Uprobe => f.write_str("uprobes"),
             Need::UprobeMulti => f.write_str("uprobe links of many places"),
             Need::UprobeSession => f.write_str("uprobe sessions"),
@@ -234,6 +245,17 @@ impl KernelFacts {
                 format!("no {VMLINUX_BTF}: the kernel was built without CONFIG_DEBUG_INFO_BTF")
             }),
             Need::Func(name) => self.func(name),
+            Need::Params(name, count) => self.in_btf(|btf| {
+                let found = params(btf, name);
+                Answer::of(found == Some(count), || match found {
+                    Some(other) => format!("it takes {other} here"),
+                    None => "not in BTF".into(),
+                })
+            }),
+            Need::Helper(name) => match self.enumerator("bpf_func_id", &helper(name)) {
+                Some(_) => Answer::Yes,
+                None => self.in_btf(|_| Answer::No("not on this kernel".into())),
+            },
             Need::BtfTracepoint(name) => self.in_btf(|btf| {
                 let name = format!("btf_trace_{name}");
                 let found: Option<types::Typedef<'_>> =
@@ -248,6 +270,10 @@ impl KernelFacts {
                 })
             }),
             Need::Symbol(name) => self.symbol(name),
+            Need::PerfEvents => match perf::try_open() {
+                Ok(()) => Answer::Yes,
+                Err(error) => Answer::No(format!("refused on trial ({error})")),
+            },
             Need::Uprobe => trial(
                 "try_uprobe",
                 |_| (),
@@ -366,6 +392,18 @@ fn find<'btf, T: TryFrom<BtfType<'btf>>>(
         libbpf_sys::btf__find_by_name_kind(btf.as_libbpf_object().as_ptr(), name.as_ptr(), kind)
     };
     btf.type_by_id(u32::try_from(id).ok()?.into())
+}
+
+/// The enumerator of a function BPF programs may call.
+fn helper(name: &str) -> String {
+    format!("BPF_FUNC_{name}")
+}
+
+/// How many arguments a function takes.
+fn params(btf: &Btf<'static>, name: &str) -> Option<u32> {
+    let func: types::Func<'_> = find(btf, name, libbpf_sys::BTF_KIND_FUNC)?;
+    let proto = types::FuncProto::try_from(func.referenced_type()).ok()?;
+    u32::try_from(proto.iter().count()).ok()
 }
 
 fn has_func(btf: &Btf<'static>, name: &str) -> bool {

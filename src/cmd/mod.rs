@@ -75,11 +75,14 @@ commands! {
     procstat => Procstat,
     sysstat => Sysstat,
     memleak => Memleak,
+    anon => Anon,
+    pages => Pages,
+    faults => Faults,
+    ffaults => Ffaults,
+    hfaults => Hfaults,
     mmapsnoop => Mmapsnoop,
     brkstack => Brkstack,
     shmsnoop => Shmsnoop,
-    anon => Anon,
-    pages => Pages,
     doctor => Doctor,
 }
 

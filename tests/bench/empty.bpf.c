@@ -27,9 +27,21 @@ int BPF_PROG(empty_anon)
 	return 0;
 }
 
+SEC("fexit/handle_mm_fault")
+int BPF_PROG(empty_fault)
+{
+	return 0;
+}
+
 /* What anon could have on every change of a resident counter, and has not. */
 SEC("tp_btf/rss_stat")
 int BPF_PROG(empty_rss_stat)
+{
+	return 0;
+}
+
+SEC("perf_event")
+int empty_event(struct bpf_perf_event_data *ctx)
 {
 	return 0;
 }

@@ -17,6 +17,8 @@ use mem_watcher::allocators::Call;
 use mem_watcher::elf::Elf;
 use mem_watcher::maps::Maps;
 use mem_watcher::maps::Objects;
+use mem_watcher::perf;
+use mem_watcher::perf::Events;
 use mem_watcher::procfs::ProcFs;
 use mem_watcher::uprobe;
 use mem_watcher::uprobe::Method;
@@ -34,25 +36,34 @@ mod skel {
 pub(crate) struct Empty {
     /// A link keeps its program, so the rest of the object can go.
     _links: Vec<Link>,
+    _events: Option<Events>,
     /// The kernel's numbers of the programs.
     pub(crate) ids: BTreeSet<u32>,
 }
 
 impl Empty {
-    /// Attaches the empty program that belongs to `hook`, a hook of procstat
-    /// or anon as `mem_watcher doctor` names it.
+    /// Attaches the empty program that belongs to `hook`, a hook of procstat,
+    /// anon or faults as `mem_watcher doctor` names it.
     pub(crate) fn attach(hook: &str) -> Result<Self> {
         let name = match hook {
             "fentry:finish_task_switch" => "empty_finish",
             "tp_btf:sched_switch" => "empty_switch",
             "fexit:do_anonymous_page" => "empty_anon",
             "tp_btf:rss_stat" => "empty_rss_stat",
+            "fexit:handle_mm_fault" => "empty_fault",
+            "perf:page-faults" => "empty_event",
             _ => return Err(format!("no empty program is made for the hook {hook}").into()),
         };
         let mut storage = MaybeUninit::uninit();
         let skel = load(&mut storage, None, &[name])?;
         let program = uprobe::program(skel.object(), name)?;
-        Ok(Self { _links: vec![program.attach_trace()?], ids: BTreeSet::from([id(&program)?]) })
+        let ids = BTreeSet::from([id(&program)?]);
+        if name == "empty_event" {
+            let faults = [(name, perf::PAGE_FAULTS_MIN), (name, perf::PAGE_FAULTS_MAJ)];
+            let events = Events::attach(skel.object(), &ProcFs::default(), &faults)?;
+            return Ok(Self { _links: Vec::new(), _events: Some(events), ids });
+        }
+        Ok(Self { _links: vec![program.attach_trace()?], _events: None, ids })
     }
 
     /// Attaches the empty program to trace events, `category:name` each.
@@ -66,7 +77,7 @@ impl Empty {
             let category = TracepointCategory::Custom(category.to_owned());
             links.push(program.attach_tracepoint(category, name)?);
         }
-        Ok(Self { _links: links, ids: BTreeSet::from([id(&program)?]) })
+        Ok(Self { _links: links, _events: None, ids: BTreeSet::from([id(&program)?]) })
     }
 
     /// Attaches empty programs to the functions of a process that memleak
@@ -105,7 +116,7 @@ impl Empty {
                 ids.insert(id(&program)?);
             }
         }
-        Ok(Self { _links: links, ids })
+        Ok(Self { _links: links, _events: None, ids })
     }
 }
 

@@ -5,6 +5,7 @@
 mod allocate;
 mod anon;
 mod empty;
+mod faults;
 mod figures;
 mod machine;
 mod memleak;
@@ -66,12 +67,14 @@ enum Subject {
     Sysstat,
     /// Cost of an allocation, and time and memory of a big report
     Memleak,
-    /// Cost at the system calls of mmapsnoop, brkstack and shmsnoop
-    Snoops,
-    /// Cost at a page fault
+    /// Cost at a page fault, of anon
     Anon,
     /// Time of a run over 64 GiB, and what the process feels of it
     Pages,
+    /// Cost at a page fault, by process and by stack
+    Faults,
+    /// Cost at the system calls of mmapsnoop, brkstack and shmsnoop
+    Snoops,
     /// Time to the first row
     Start,
     /// Resident memory of the watcher
@@ -120,13 +123,14 @@ fn run(options: Options) -> Result<()> {
     };
     let load = machine::load();
     let wanted = |subject| options.subject == subject || options.subject == Subject::All;
-    let subjects: [(Subject, Measure); 7] = [
+    let subjects: [(Subject, Measure); 10] = [
         (Subject::Procstat, procstat::run),
         (Subject::Sysstat, sysstat::run),
         (Subject::Memleak, memleak::run),
-        (Subject::Snoops, snoops::run),
         (Subject::Anon, anon::run),
         (Subject::Pages, pages::run),
+        (Subject::Faults, faults::run),
+        (Subject::Snoops, snoops::run),
         (Subject::Start, start::run),
         (Subject::Memory, memory::run),
         (Subject::Rate, rate::run),

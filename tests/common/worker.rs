@@ -2,8 +2,10 @@
 //! that obeys one word a line on its standard input and answers each with a
 //! line, so that it is at rest whenever the test looks.
 
-pub mod snoops;
 mod anon;
+mod faults;
+mod pages;
+pub mod snoops;
 
 use std::env;
 use std::fs::File;
@@ -32,8 +34,6 @@ use rustix::mm::MapFlags;
 use rustix::mm::ProtFlags;
 
 use super::kernels::is_guest;
-
-mod pages;
 
 /// The first argument that makes the test binary a worker.
 const FLAG: &str = "--worker";
@@ -317,9 +317,12 @@ impl State {
                 return format!("{} {}", usage.0, usage.1);
             }
             other => {
-                let done = self.snoops(other, n, size).or_else(|| self.anon(other, n, size))
-                    .or_else(|| self.pages(other, n, size));
-                return done.unwrap_or_else(|| panic!("unknown order {other:?}"));
+                let known = self
+                    .anon(other, n, size)
+                    .or_else(|| self.pages(other, n, size))
+                    .or_else(|| self.faults(other, n, size))
+                    .or_else(|| self.snoops(other, n, size));
+                return known.unwrap_or_else(|| panic!("unknown order {other:?}"));
             }
         }
         "done".into()

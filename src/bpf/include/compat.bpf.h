@@ -138,4 +138,59 @@ static __always_inline bool allocator_is_slab(void)
 	return bpf_core_field_exists(((struct kmem_cache___slab *)0)->colour);
 }
 
+/*
+ * The path a program knows a mapped file by.
+ *
+ * >= 6.8: for a file of a stacked file system (overlayfs), mappings hold the file
+ * below, and `f_path` is that one's; the user's path is beside it (def3ae83da02
+ * "fs: store real path instead of fake path in backing file f_path").
+ *
+ * <= 6.7: `f_path` is the user's. Delete when 6.7 is no longer supported.
+ */
+struct backing_file___user {
+	struct file file;
+	struct path user_path;
+} __attribute__((preserve_access_index));
+
+/*
+ * FMODE_BACKING, include/linux/fs.h: a macro, so not in BTF, and it has moved once
+ * (to bit 24 in 6.9; bit 25 means something else since).
+ */
+#define FMODE_BACKING_EITHER (1 << 24 | 1 << 25)
+
+static __always_inline struct path *path_of_file(struct file *file)
+{
+	struct backing_file___user *backing = (void *)file;
+	struct dentry *dentry;
+
+	if (bpf_core_field_exists(backing->user_path) &&
+	    BPF_CORE_READ(file, f_mode) & FMODE_BACKING_EITHER) {
+		dentry = BPF_CORE_READ(backing, user_path.dentry);
+		/* What lies behind another sort of file is no path. */
+		if (dentry && BPF_CORE_READ(dentry, d_inode) &&
+		    BPF_CORE_READ(dentry, d_sb) == BPF_CORE_READ(backing, user_path.mnt, mnt_sb))
+			return (void *)file +
+			       bpf_core_field_offset(struct backing_file___user, user_path);
+	}
+	return (void *)file + bpf_core_field_offset(struct file, f_path);
+}
+
+/*
+ * The flags of a fault are an enumeration where FAULT_FLAG_* are one (seen in 6.1),
+ * and a plain number before (seen in 5.10). Relocations tell the two apart. Delete
+ * when 5.10 is no longer supported.
+ */
+struct vm_fault___number {
+	unsigned int flags;
+} __attribute__((preserve_access_index));
+
+static __always_inline __u32 flags_of_fault(struct vm_fault *vmf)
+{
+	struct vm_fault___number *old = (void *)vmf;
+
+	if (bpf_core_field_exists(old->flags))
+		return BPF_CORE_READ(old, flags);
+	return BPF_CORE_READ(vmf, flags);
+}
+
 #endif /* MW_COMPAT_BPF_H */

@@ -1,0 +1,117 @@
+//! Attaching the programs of a plan, and counting what they did not see.
+
+use std::cell::Cell;
+use std::cell::RefCell;
+use std::os::fd::AsFd as _;
+use std::os::fd::AsRawFd as _;
+use std::time::Duration;
+
+use libbpf_rs::Link;
+use libbpf_rs::MapCore;
+use libbpf_rs::MapFlags;
+use libbpf_rs::Object;
+use libbpf_rs::ProgramMut;
+use libbpf_rs::libbpf_sys;
+
+use crate::attach::Plan;
+use crate::error::Result;
+use crate::perf;
+use crate::procfs::ProcFs;
+
+/// What is attached. Dropping it detaches it.
+pub struct Attached<'obj> {
+    object: &'obj Object,
+    _links: Vec<Link>,
+    /// The names of the programs that must see every fault.
+    counting: &'static [&'static str],
+    events: Option<RefCell<perf::Events>>,
+    /// What is known to be missed of the events.
+    missed: Cell<u64>,
+}
+
+/// How often, and how long, to wait for a program that may just be running.
+const WAITS: u32 = 200;
+const WAIT: Duration = Duration::from_millis(1);
+
+impl<'obj> Attached<'obj> {
+    /// Attaches the programs of `plan`; `on_events` are those for the page-fault
+    /// events, for minor faults and, if there is one, for major ones.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn new(
+        object: &'obj Object,
+        plan: &Plan,
+        procfs: &ProcFs,
+        on_events: &[&'static str],
+    ) -> Result<Self> {
+        let links = plan.attach(object)?;
+        let events = if on_events.is_empty() {
+            None
+        } else {
+            let numbers = [perf::PAGE_FAULTS_MIN, perf::PAGE_FAULTS_MAJ];
+            let programs: Vec<_> = on_events.iter().copied().zip(numbers).collect();
+            Some(RefCell::new(perf::Events::attach(object, procfs, &programs)?))
+        };
+        Ok(Self { object, _links: links, counting: plan.hook.attach, events, missed: Cell::new(0) })
+    }
+
+    /// Attaches to CPUs that have come online.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn refresh(&self, procfs: &ProcFs) -> Result<()> {
+        match &self.events {
+            Some(events) => events.borrow_mut().refresh(self.object, procfs),
+            None => Ok(()),
+        }
+    }
+
+    /// How many faults no program saw: it was running already on that CPU. Of the
+    /// page-fault events that is known on every kernel, since they count by
+    /// themselves; of other programs since 5.12 (9ed9e9ba2337 "bpf: Count the
+    /// number of times recursion was prevented").
+    pub fn missed(&self, runs: &impl MapCore) -> u64 {
+        let Some(events) = &self.events else {
+            let counting = |program: &ProgramMut<'_>| {
+                program.name().to_str().is_some_and(|name| self.counting.contains(&name))
+            };
+            return self.object.progs_mut().filter(counting).map(|it| skipped(&it)).sum();
+        };
+        // An event is counted before its program runs: read in this order, and
+        // waited for those in between, none seems missed that is not.
+        let occurred = events.borrow().count();
+        let mut missed = 0;
+        for _ in 0..WAITS {
+            missed = occurred.saturating_sub(ran(runs));
+            if missed <= self.missed.get() {
+                break;
+            }
+            std::thread::sleep(WAIT);
+        }
+        self.missed.set(missed);
+        missed
+    }
+}
+
+/// How often the programs of the events ran, on all CPUs.
+fn ran(runs: &impl MapCore) -> u64 {
+    let parts = runs.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).ok().flatten();
+    let number = |part: &Vec<u8>| Some(u64::from_ne_bytes(*part.first_chunk()?));
+    parts.unwrap_or_default().iter().filter_map(number).sum()
+}
+
+/// A kernel that does not count says 0.
+fn skipped(program: &ProgramMut<'_>) -> u64 {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut size = size_of_val(&info) as u32;
+    // SAFETY: `info` is writable and of the size given, and asks for no arrays.
+    let code = unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(
+            program.as_fd().as_raw_fd(),
+            (&raw mut info).cast(),
+            &raw mut size,
+        )
+    };
+    if code == 0 { info.recursion_misses } else { 0 }
+}
