@@ -33,7 +33,7 @@ fn agrees_with_the_commands() -> Outcome {
         match row["verdict"].as_str() {
             Some("works") => {}
             // Not all there is to see, but then it says what is missing.
-            Some("fallback") => check!(row["detail"].is_string(), "{command}: {row}"),
+            Some("fallback") if row["detail"].is_string() => {}
             _ => return Err(format!("{command}: {row}").into()),
         }
         // These want to know whose memory: ours, which comes from a C library.
