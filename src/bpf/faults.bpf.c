@@ -208,13 +208,6 @@ int BPF_KPROBE(enter_copy, struct vm_fault *vmf)
 	return 0;
 }
 
-static long look_at(struct task_struct *task, struct vm_area_struct *vma, struct fault_place *place)
-{
-	place->kind = fault_kind_of(vma);
-	place->shared = !!(BPF_CORE_READ(vma, vm_flags) & VM_SHARED);
-	return 0;
-}
-
 static __always_inline int count_event(struct bpf_perf_event_data *ctx, bool major)
 {
 	struct fault_place place = {.kind = FAULT_OTHER};
@@ -224,8 +217,7 @@ static __always_inline int count_event(struct bpf_perf_event_data *ctx, bool maj
 	fault_run();
 	if (!faulter_find(&f))
 		return 0;
-	/* -EBUSY where somebody waits to change the address space: not told. */
-	bpf_find_vma(bpf_get_current_task_btf(), address, look_at, &place, 0);
+	fault_find(address, &place); /* or it stays FAULT_OTHER */
 	return count(ctx, &f, fault_kind_noted(&place, f.tid, address, major), major);
 }
 

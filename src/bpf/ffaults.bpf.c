@@ -250,24 +250,16 @@ int BPF_KRETPROBE(leave_fault, long ret)
 	return count(&f, note.file, fault_is_major(ret, note.flags));
 }
 
-static long look_at(struct task_struct *task, struct vm_area_struct *vma, struct fault_place *place)
-{
-	place->file = BPF_CORE_READ(vma, vm_file);
-	return 0;
-}
-
 static __always_inline int count_event(struct bpf_perf_event_data *ctx, bool major)
 {
 	struct fault_place place = {};
 	struct faulter f;
-	long code;
 
 	fault_run();
 	if (!faulter_find(&f))
 		return 0;
-	code = bpf_find_vma(bpf_get_current_task_btf(), ctx->addr, look_at, &place, 0);
-	if (code) {
-		count_lost(); /* somebody waits to change the address space */
+	if (!fault_find(ctx->addr, &place)) {
+		count_lost();
 		return 0;
 	}
 	return place.file ? count(&f, place.file, major) : 0;

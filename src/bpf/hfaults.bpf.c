@@ -225,13 +225,6 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	return 0;
 }
 
-static long look_at(struct task_struct *task, struct vm_area_struct *vma, struct fault_place *place)
-{
-	place->kind = BPF_CORE_READ(vma, vm_ops) ? FAULT_OTHER : FAULT_ANON;
-	place->file = BPF_CORE_READ(vma, vm_file);
-	return 0;
-}
-
 static __always_inline bool is_hugetlb(struct file *file)
 {
 	return file && BPF_CORE_READ(file, f_inode, i_sb, s_magic) == HUGETLBFS_MAGIC;
@@ -250,8 +243,7 @@ int on_minor(struct bpf_perf_event_data *ctx)
 	asked = fault_note_take((__u32)bpf_get_current_pid_tgid(), &note);
 	if (!faulter_find(&f))
 		return 0;
-	if (bpf_find_vma(bpf_get_current_task_btf(), ctx->addr, look_at, &place, 0)) {
-		/* -EBUSY: somebody waits to change the address space */
+	if (!fault_find(ctx->addr, &place)) {
 		if (asked)
 			count_lost();
 		return 0;

@@ -304,13 +304,17 @@ fn by_stack(hook: Hook) -> Outcome {
     let (rows, lost) = stop(watcher)?;
     let seen = seen(&rows, worker.pid());
     check!(seen.counts.agrees(due, lost), "{lost} lost, {seen:?} is not {due:?}");
-    // The innermost function is the one that touched the page.
+    // The innermost function is the one that touched the page. Its own code may be a
+    // page that is touched for the first time: of another sort, where it is told.
     let touched_by = |name: &str| -> u64 {
         let named = rows.iter().filter(|row| symbol(row, 0).ends_with(name));
-        named.map(|row| number(row, "faults")).sum()
+        let anon = named.filter(|row| !hook.sorts || row["type"] == "anon");
+        anon.map(|row| number(row, "faults")).sum()
     };
-    check!(agrees(touched_by("::one_way"), 499, lost), "{lost} lost, one way: {rows:?}");
-    check!(agrees(touched_by("::another_way"), 151, lost), "{lost} lost, another way: {rows:?}");
+    let code = if hook.sorts { 0 } else { 2 };
+    let is = |found: u64, due: u64| found <= due + code && found + lost >= due;
+    check!(is(touched_by("::one_way"), 499), "{lost} lost, one way: {rows:?}");
+    check!(is(touched_by("::another_way"), 151), "{lost} lost, another way: {rows:?}");
     if hook.sorts {
         let anon: u64 =
             rows.iter().filter(|row| row["type"] == "anon").map(|row| number(row, "faults")).sum();

@@ -193,4 +193,34 @@ static __always_inline __u32 flags_of_fault(struct vm_fault *vmf)
 	return BPF_CORE_READ(vmf, flags);
 }
 
+/*
+ * A number that changes with every change of an address space's mappings.
+ *
+ * >= 6.13: a sequence count (eb449bd96954 "mm: convert mm_lock_seq to a proper
+ * seqcount"). >= 6.4: a plain number (5e31275cc997 "mm: add per-VMA lock and helper
+ * functions to control it"). Before, or without per-VMA locks: none.
+ */
+struct mm_struct___counted {
+	seqcount_t mm_lock_seq;
+} __attribute__((preserve_access_index));
+
+struct mm_struct___numbered {
+	int mm_lock_seq;
+} __attribute__((preserve_access_index));
+
+/* False where there is none. */
+static __always_inline bool changes_of_mm(struct mm_struct *mm, __u32 *changes)
+{
+	struct mm_struct___counted *counted = (void *)mm;
+	struct mm_struct___numbered *numbered = (void *)mm;
+
+	if (bpf_core_field_exists(numbered->mm_lock_seq))
+		*changes = BPF_CORE_READ(numbered, mm_lock_seq);
+	else if (bpf_core_field_exists(counted->mm_lock_seq))
+		*changes = BPF_CORE_READ(counted, mm_lock_seq.sequence);
+	else
+		return false;
+	return true;
+}
+
 #endif /* MW_COMPAT_BPF_H */
