@@ -9,6 +9,7 @@ use crate::check;
 use crate::check_eq;
 use crate::common::Outcome;
 use crate::common::PASS;
+use crate::common::kernels::is_guest;
 use crate::common::kernels::must_support;
 use crate::common::test;
 use crate::common::watcher::Watcher;
@@ -30,7 +31,9 @@ fn agrees_with_the_commands() -> Outcome {
     for entry in mem_watcher::cmd::ENTRIES.iter().filter(|entry| entry.choice.is_some()) {
         let command = entry.name;
         let row = finding(&all, command);
-        check_eq!(row["verdict"].as_str(), Some("works"), "{command}: {row}");
+        // A machine may lack the better hooks; the guests have them.
+        let fallback = row["verdict"] == "fallback" && row["detail"].is_string() && !is_guest();
+        check!(row["verdict"] == "works" || fallback, "{command}: {row}");
         // This one wants to know whose allocations: ours, which go through a C library.
         let own = std::process::id().to_string();
         let whose: &[&str] = if command == "memleak" { &["-P", &own] } else { &[] };
