@@ -2,9 +2,9 @@
 //! from the last to the first, each with its terminator.
 
 /// `PATH_PSEUDO` of path.bpf.h.
-const PSEUDO: u32 = 1;
+pub(crate) const PSEUDO: u32 = 1;
 /// `PATH_UNLINKED` of path.bpf.h.
-const UNLINKED: u32 = 2;
+pub(crate) const UNLINKED: u32 = 2;
 /// `PATH_CUT` of path.bpf.h.
 const CUT: u32 = 4;
 

@@ -13,6 +13,9 @@
 #include "compat.bpf.h"
 #include "event.bpf.h"
 #include "fault.bpf.h"
+#define PATH_BYTES 4096 /* PATH_MAX, include/uapi/linux/limits.h */
+#define PATH_NAMES 64
+#include "path.bpf.h"
 #include "target.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -42,22 +45,10 @@ struct ffaults_count {
 };
 _Static_assert(sizeof(struct ffaults_count) == 40, "value layout");
 
-#define PATH_LEN 4096 /* PATH_MAX, include/uapi/linux/limits.h */
-#define NAME_LEN 255  /* NAME_MAX */
-/* Deeper paths lose their beginning, which is shown. */
-#define PATH_DEPTH 64
-
-#define PATH_CUT 1 /* it had more components, or more bytes */
-
-/* A path from its last component to its first, each with a slash before it. */
 struct ffaults_path {
 	struct ffaults_file file;
-	__u32 flags;
-	__u32 start; /* where in `text` it begins; it ends at PATH_LEN */
-	__u8 text[PATH_LEN + NAME_LEN +
-		  1]; /* room for the verifier, which adds up the worst cases */
+	struct path_names path;
 };
-_Static_assert(sizeof(struct ffaults_path) == 24 + 4352, "event layout");
 
 /* Keeps the types in BTF, from which the Rust side is generated. */
 const struct ffaults_path *ffaults_path_type __attribute__((unused));
@@ -72,63 +63,6 @@ struct {
 	__type(value, struct ffaults_count);
 } counts SEC(".maps");
 
-/* One name to the left; false: there is no room. */
-static __always_inline bool prepend(struct ffaults_path *path, struct dentry *dentry)
-{
-	__u32 len = BPF_CORE_READ(dentry, d_name.len);
-	__u32 start = path->start;
-
-	if (len > NAME_LEN || start > PATH_LEN || start < len + 1)
-		return false;
-	start -= len + 1;
-	/* The verifier cannot follow the subtraction; the bounds are those of above. */
-	path->text[start & (PATH_LEN - 1)] = '/';
-	bpf_probe_read_kernel(&path->text[(start & (PATH_LEN - 1)) + 1], len & NAME_LEN,
-			      BPF_CORE_READ(dentry, d_name.name));
-	path->start = start;
-	return true;
-}
-
-/* As prepend_path() (fs/d_path.c) does, from the process's root down. */
-static __always_inline void read_path(struct ffaults_path *out, struct path *path)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct dentry *root = BPF_CORE_READ(task, fs, root.dentry);
-	struct vfsmount *root_mnt = BPF_CORE_READ(task, fs, root.mnt);
-	struct dentry *dentry = BPF_CORE_READ(path, dentry);
-	struct vfsmount *vfsmnt = BPF_CORE_READ(path, mnt);
-
-	out->start = PATH_LEN;
-	for (int i = 0; i < PATH_DEPTH; i++) {
-		struct dentry *parent;
-
-		if (dentry == root && vfsmnt == root_mnt)
-			return;
-		parent = BPF_CORE_READ(dentry, d_parent);
-		if (dentry == BPF_CORE_READ(vfsmnt, mnt_root)) {
-			struct mount *mnt =
-				(void *)vfsmnt - bpf_core_field_offset(struct mount, mnt);
-			struct mount *above = BPF_CORE_READ(mnt, mnt_parent);
-
-			/* The outermost: mounted on nothing. */
-			if (above == mnt)
-				return;
-			dentry = BPF_CORE_READ(mnt, mnt_mountpoint);
-			vfsmnt = (void *)above + bpf_core_field_offset(struct mount, mnt);
-			continue;
-		}
-		if (!prepend(out, dentry)) {
-			out->flags |= PATH_CUT;
-			return;
-		}
-		/* In no folder: memfd, shared anonymous and SysV memory. */
-		if (parent == dentry)
-			return;
-		dentry = parent;
-	}
-	out->flags |= PATH_CUT;
-}
-
 static __always_inline bool send_path(const struct ffaults_file *id, struct file *file)
 {
 	struct ffaults_path *out = bpf_ringbuf_reserve(&events, sizeof(*out), 0);
@@ -136,8 +70,7 @@ static __always_inline bool send_path(const struct ffaults_file *id, struct file
 	if (!out)
 		return false; /* the next fault tries again */
 	out->file = *id;
-	out->flags = 0;
-	read_path(out, path_of_file(file));
+	path_read(&out->path, file, path_of_file(file));
 	bpf_ringbuf_submit(out, 0);
 	return true;
 }
@@ -145,13 +78,9 @@ static __always_inline bool send_path(const struct ffaults_file *id, struct file
 /* Deleted, or without a name from the start (memfd). */
 static __always_inline bool is_deleted(struct file *file, struct inode *inode)
 {
-	struct dentry *dentry;
-
 	if (!BPF_CORE_READ(inode, i_nlink))
 		return true;
-	dentry = BPF_CORE_READ(path_of_file(file), dentry);
-	/* d_unlinked(), include/linux/dcache.h */
-	return !BPF_CORE_READ(dentry, d_hash.pprev) && BPF_CORE_READ(dentry, d_parent) != dentry;
+	return path_is_unlinked(BPF_CORE_READ(path_of_file(file), dentry));
 }
 
 static __always_inline int count(const struct faulter *f, struct file *file, bool major)

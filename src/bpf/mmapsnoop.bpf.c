@@ -87,7 +87,7 @@ static __always_inline int begin(__u32 call, const struct asked *asked)
 	file = file_of(asked->args[4]);
 	if (file) {
 		f->has_file = 1;
-		path_read(&f->file, file);
+		path_read(&f->file, file, __builtin_preserve_access_index(&file->f_path));
 	}
 	return 0;
 }

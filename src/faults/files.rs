@@ -29,6 +29,8 @@ use crate::error::Result;
 use crate::event::read_shared;
 use crate::event::text;
 use crate::kernel::Need;
+use crate::names;
+use crate::names::Named;
 use crate::output::ALWAYS;
 use crate::output::Column;
 use crate::output::Group;
@@ -64,20 +66,31 @@ struct RawPath {
     inode: u64,
     device: u32,
     generation: u32,
+    /// `struct path_names` of path.bpf.h.
+    bytes: u32,
     flags: u32,
-    start: u32,
-    text: [u8; TEXT_LEN],
+    magic: u64,
+    path_inode: u64,
+    names: [u8; NAMES_LEN],
 }
 
-/// `PATH_LEN` of ffaults.bpf.c.
-const PATH_LEN: usize = 4096;
-const TEXT_LEN: usize = 4352;
+/// `PATH_BYTES` + `PATH_NAME` of ffaults.bpf.c.
+const NAMES_LEN: usize = 4096 + 256;
 
 const _: () = assert!(size_of::<RawPath>() == size_of::<skel::types::ffaults_path>());
 
 impl Default for RawPath {
     fn default() -> Self {
-        Self { inode: 0, device: 0, generation: 0, flags: 0, start: 0, text: [0; TEXT_LEN] }
+        Self {
+            inode: 0,
+            device: 0,
+            generation: 0,
+            bytes: 0,
+            flags: 0,
+            magic: 0,
+            path_inode: 0,
+            names: [0; NAMES_LEN],
+        }
     }
 }
 
@@ -85,9 +98,8 @@ impl Default for RawPath {
 // asserted above), so every bit pattern is a valid value.
 unsafe impl plain::Plain for RawPath {}
 
-/// `FILE_DELETED` and `PATH_CUT` of ffaults.bpf.c.
+/// `FILE_DELETED` of ffaults.bpf.c.
 const FILE_DELETED: u32 = 2;
-const PATH_CUT: u32 = 1;
 
 /// Reports between two sweeps that make room for others.
 const SWEEP: u64 = 16;
@@ -333,12 +345,16 @@ impl Files {
     }
 }
 
-/// A path whose beginning was cut off begins with an ellipsis.
+/// Whether it is deleted is said by what is counted: a file can lose its name
+/// later.
 fn path_of(raw: &RawPath) -> String {
-    let start = (raw.start as usize).min(PATH_LEN);
-    let path = String::from_utf8_lossy(&raw.text[start..PATH_LEN]).into_owned();
-    let cut = if raw.flags & PATH_CUT != 0 { "..." } else { "" };
-    format!("{cut}{path}")
+    let names = raw.names.get(..raw.bytes as usize).unwrap_or_default();
+    let flags = raw.flags & !names::UNLINKED;
+    let path = Named { names, flags, magic: raw.magic, inode: raw.path_inode }.path();
+    match path.strip_suffix(" (deleted)") {
+        Some(name) if flags & names::PSEUDO != 0 => name.to_owned(),
+        _ => path,
+    }
 }
 
 #[cfg(test)]
@@ -359,14 +375,16 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_lost_its_beginning_says_so() {
-        let mut raw = RawPath { start: PATH_LEN as u32 - 4, ..RawPath::default() };
-        raw.text[PATH_LEN - 4..PATH_LEN].copy_from_slice(b"/a/b");
+    fn a_path_is_known_without_its_deletion() {
+        let mut raw = RawPath { bytes: 4, ..RawPath::default() };
+        raw.names[..4].copy_from_slice(b"b\0a\0");
         assert_eq!(path_of(&raw), "/a/b");
-        raw.flags = PATH_CUT;
-        assert_eq!(path_of(&raw), ".../a/b");
+        for (flags, path) in [(names::PSEUDO, "/a/b"), (names::UNLINKED, "/a/b"), (4, ".../a/b")] {
+            raw.flags = flags;
+            assert_eq!(path_of(&raw), path);
+        }
         // No number of a kernel side leads out of the text.
-        raw.start = u32::MAX;
-        assert_eq!(path_of(&raw), "...");
+        raw.bytes = u32::MAX;
+        assert_eq!(path_of(&raw), ".../");
     }
 }

@@ -12,9 +12,14 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
+/* The including file may want more: a power of two, PATH_MAX (4096) at most. */
+#ifndef PATH_BYTES
 #define PATH_BYTES 512
+#endif
 #define PATH_NAME 256 /* NAME_MAX and the terminator */
+#ifndef PATH_NAMES
 #define PATH_NAMES 40 /* names and mounts that are looked at */
+#endif
 
 #define PATH_PSEUDO 1u	 /* a file without a path: memfd:, anon_hugepage */
 #define PATH_UNLINKED 2u /* deleted */
@@ -41,20 +46,26 @@ static __always_inline struct file *file_of(__u32 fd)
 	return file;
 }
 
-static __noinline int path_read(struct path_names *p, struct file *file)
+/* d_unlinked(), include/linux/dcache.h */
+static __always_inline bool path_is_unlinked(struct dentry *dentry)
+{
+	return !BPF_CORE_READ(dentry, d_hash.pprev) && BPF_CORE_READ(dentry, d_parent) != dentry;
+}
+
+/* `path` is the file's own, or the one its user knows it by (path_of_file()). */
+static __noinline int path_read(struct path_names *p, struct file *file, const struct path *path)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct dentry *root = BPF_CORE_READ(task, fs, root.dentry);
 	struct vfsmount *root_mount = BPF_CORE_READ(task, fs, root.mnt);
-	struct dentry *dentry = BPF_CORE_READ(file, f_path.dentry);
-	struct vfsmount *mount = BPF_CORE_READ(file, f_path.mnt);
+	struct dentry *dentry = BPF_CORE_READ(path, dentry);
+	struct vfsmount *mount = BPF_CORE_READ(path, mnt);
 
 	p->bytes = 0;
 	p->flags = 0;
 	p->magic = BPF_CORE_READ(mount, mnt_sb, s_magic);
 	p->inode = BPF_CORE_READ(file, f_inode, i_ino);
-	/* d_unlinked(), include/linux/dcache.h */
-	if (!BPF_CORE_READ(dentry, d_hash.pprev) && BPF_CORE_READ(dentry, d_parent) != dentry)
+	if (path_is_unlinked(dentry))
 		p->flags = PATH_UNLINKED;
 	for (int i = 0; i < PATH_NAMES; i++) {
 		struct dentry *top, *parent;
