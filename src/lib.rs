@@ -43,6 +43,7 @@ pub mod rights;
 pub mod rss;
 pub mod shm;
 pub mod shown;
+pub mod skipped;
 pub mod symbols;
 pub mod syscalls;
 pub mod target;

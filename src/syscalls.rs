@@ -3,11 +3,9 @@
 
 use std::path::Path;
 
-use libbpf_rs::AsRawLibbpf as _;
 use libbpf_rs::Link;
 use libbpf_rs::Object;
 use libbpf_rs::OpenObject;
-use libbpf_rs::libbpf_sys;
 
 use crate::attach::Plan;
 use crate::error::Context as _;
@@ -16,6 +14,7 @@ use crate::error::Kind;
 use crate::error::Result;
 use crate::kernel::KernelFacts;
 use crate::kernel::Need;
+use crate::skipped;
 
 /// Threads whose calls can be under way at once where the kernel has no task
 /// storage; a call beyond that is counted as lost.
@@ -108,27 +107,11 @@ pub fn unseen(plan: &Plan) -> Option<String> {
     })
 }
 
-/// Times a program was not run, because BPF was at work on that CPU already
-/// (`recursion_misses` of bpf(2), 5.12; of trace events since 6.7). A call lost
-/// at both its ends counts twice, and raw_syscalls counts other calls too: as a
-/// loss it is an upper bound.
+/// How often programs were skipped ([`skipped::runs`]). A call lost at both its
+/// ends counts twice, and raw_syscalls counts other calls too: as a loss it is
+/// an upper bound.
 pub fn missed(object: &Object) -> u64 {
-    object.progs().map(|program| of_program(program.as_libbpf_object().as_ptr())).sum()
-}
-
-fn of_program(program: *mut libbpf_sys::bpf_program) -> u64 {
-    let mut info = libbpf_sys::bpf_prog_info::default();
-    let mut size = size_of::<libbpf_sys::bpf_prog_info>() as u32;
-    // SAFETY: the program lives as long as its object, which the caller holds;
-    // `info` is as large as `size` says, and all zero asks for no arrays.
-    let code = unsafe {
-        let fd = libbpf_sys::bpf_program__fd(program);
-        if fd < 0 {
-            return 0; // not loaded
-        }
-        libbpf_sys::bpf_prog_get_info_by_fd(fd, &mut info, &mut size)
-    };
-    if code == 0 { info.recursion_misses } else { 0 }
+    object.progs_mut().map(|program| skipped::runs(&program)).sum()
 }
 
 /// The error of a call as the kernel returns it; `None`: it succeeded

@@ -2,8 +2,6 @@
 
 use std::cell::Cell;
 use std::cell::RefCell;
-use std::os::fd::AsFd as _;
-use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use libbpf_rs::Link;
@@ -11,12 +9,12 @@ use libbpf_rs::MapCore;
 use libbpf_rs::MapFlags;
 use libbpf_rs::Object;
 use libbpf_rs::ProgramMut;
-use libbpf_rs::libbpf_sys;
 
 use crate::attach::Plan;
 use crate::error::Result;
 use crate::perf;
 use crate::procfs::ProcFs;
+use crate::skipped;
 
 /// What is attached. Dropping it detaches it.
 pub struct Attached<'obj> {
@@ -69,14 +67,13 @@ impl<'obj> Attached<'obj> {
 
     /// How many faults no program saw: it was running already on that CPU. Of the
     /// page-fault events that is known on every kernel, since they count by
-    /// themselves; of other programs since 5.12 (9ed9e9ba2337 "bpf: Count the
-    /// number of times recursion was prevented").
+    /// themselves; of other programs see [`skipped::runs`].
     pub fn missed(&self, runs: &impl MapCore) -> u64 {
         let Some(events) = &self.events else {
             let counting = |program: &ProgramMut<'_>| {
                 program.name().to_str().is_some_and(|name| self.counting.contains(&name))
             };
-            return self.object.progs_mut().filter(counting).map(|it| skipped(&it)).sum();
+            return self.object.progs_mut().filter(counting).map(|it| skipped::runs(&it)).sum();
         };
         // An event is counted before its program runs: read in this order, and
         // waited for those in between, none seems missed that is not.
@@ -99,19 +96,4 @@ fn ran(runs: &impl MapCore) -> u64 {
     let parts = runs.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).ok().flatten();
     let number = |part: &Vec<u8>| Some(u64::from_ne_bytes(*part.first_chunk()?));
     parts.unwrap_or_default().iter().filter_map(number).sum()
-}
-
-/// A kernel that does not count says 0.
-fn skipped(program: &ProgramMut<'_>) -> u64 {
-    let mut info = libbpf_sys::bpf_prog_info::default();
-    let mut size = size_of_val(&info) as u32;
-    // SAFETY: `info` is writable and of the size given, and asks for no arrays.
-    let code = unsafe {
-        libbpf_sys::bpf_obj_get_info_by_fd(
-            program.as_fd().as_raw_fd(),
-            (&raw mut info).cast(),
-            &raw mut size,
-        )
-    };
-    if code == 0 { info.recursion_misses } else { 0 }
 }

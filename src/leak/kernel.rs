@@ -20,15 +20,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::fs::File;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd as _;
-use std::os::fd::AsRawFd as _;
 use std::rc::Rc;
 
 use libbpf_rs::Link;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::MapFlags;
 use libbpf_rs::OpenObject;
-use libbpf_rs::libbpf_sys;
 use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::Skel as _;
 use libbpf_rs::skel::SkelBuilder as _;
@@ -46,6 +43,7 @@ use crate::event::read_shared;
 use crate::event::text;
 use crate::kernel::KernelFacts;
 use crate::kernel::Need;
+use crate::skipped;
 use crate::time::monotonic_ns;
 
 #[allow(missing_docs, clippy::all, clippy::restriction, unreachable_pub, unused)]
@@ -643,15 +641,13 @@ impl<'obj> Tracer<'obj> {
         Ok(sum_up(&shared.totals))
     }
 
-    /// Counted by kernels from 5.12 on (9ed9e9ba2337 "bpf: Count the number of
-    /// times recursion was prevented").
     fn missed_runs(&self) -> u64 {
         let missed: HashMap<String, u64> = self
             .skel
             .object()
             .progs_mut()
             .filter(|program| program.autoload())
-            .map(|program| (program.name().to_string_lossy().into_owned(), missed_runs(&program)))
+            .map(|program| (program.name().to_string_lossy().into_owned(), skipped::runs(&program)))
             .collect();
         missed_events(&missed)
     }
@@ -678,21 +674,6 @@ fn missed_events(missed: &HashMap<String, u64>) -> u64 {
             Some(second.map_or(first, |&second| first.min(second)))
         })
         .sum()
-}
-
-/// A kernel that does not count says 0.
-fn missed_runs(program: &libbpf_rs::ProgramMut<'_>) -> u64 {
-    let mut info = libbpf_sys::bpf_prog_info::default();
-    let mut size = size_of_val(&info) as u32;
-    // SAFETY: `info` is writable and of the size given, and asks for no arrays.
-    let code = unsafe {
-        libbpf_sys::bpf_obj_get_info_by_fd(
-            program.as_fd().as_raw_fd(),
-            (&raw mut info).cast(),
-            &raw mut size,
-        )
-    };
-    if code == 0 { info.recursion_misses } else { 0 }
 }
 
 fn attach(skel: &skel::MemleakKernelSkel<'_>, name: &str, at: &str) -> Result<Link> {

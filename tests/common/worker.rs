@@ -122,6 +122,7 @@ pub fn become_one_if_asked() {
     if args.next().as_deref() != Some(FLAG) {
         return;
     }
+    map_own_code();
     let mut state = State::default();
     let mut out = std::io::stdout();
     let mut say = move |text: String| {
@@ -138,6 +139,26 @@ pub fn become_one_if_asked() {
     }
     drop(state);
     std::process::exit(0);
+}
+
+/// Maps all of this program's code and constants, so that obeying an order for
+/// the first time brings no file pages but those of the order.
+fn map_own_code() {
+    let program = env::current_exe().expect("own path");
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("own mappings");
+    for line in maps.lines().filter(|line| line.ends_with(program.to_str().expect("a plain path")))
+    {
+        let mut words = line.split_whitespace();
+        let (range, rights) = (words.next().expect("a range"), words.next().expect("rights"));
+        let (start, end) = range.split_once('-').expect("two ends");
+        let number = |text| usize::from_str_radix(text, 16).expect("hexadecimal");
+        if rights.starts_with("r-") {
+            for at in (number(start)..number(end)).step_by(page()) {
+                // SAFETY: a readable page of a mapping that stays.
+                unsafe { (at as *const u8).read_volatile() };
+            }
+        }
+    }
 }
 
 /// Memory this worker holds on purpose.
