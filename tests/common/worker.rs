@@ -125,8 +125,19 @@ pub fn become_one_if_asked() {
     map_own_code();
     let mut state = State::default();
     let mut out = std::io::stdout();
+    // Whoever hears the answer may count what this program holds: nothing of the
+    // order or of the answer must be left then.
+    let mut said = [0; 4096];
     let mut say = move |text: String| {
-        writeln!(out, "{text}").and_then(|()| out.flush()).expect("answering");
+        let done = match said.get_mut(..text.len()) {
+            Some(copy) => {
+                copy.copy_from_slice(text.as_bytes());
+                drop(text);
+                out.write_all(copy).and_then(|()| out.write_all(b"\n"))
+            }
+            None => writeln!(out, "{text}"),
+        };
+        done.and_then(|()| out.flush()).expect("answering");
     };
     say("ready".into());
     for line in std::io::stdin().lines() {
@@ -135,7 +146,9 @@ pub fn become_one_if_asked() {
         let order = words.next().unwrap_or_default();
         let n = words.next().map_or(0, |word| word.parse().expect("a number"));
         let size = words.next().map_or(0, |word| word.parse().expect("a number"));
-        say(state.obey(order, n, size));
+        let answer = state.obey(order, n, size);
+        drop(line);
+        say(answer);
     }
     drop(state);
     std::process::exit(0);
