@@ -155,7 +155,9 @@ impl Line {
         let device = rustix::fs::makedev(number(major)?, number(minor)?);
         let inode: u64 = field()?.parse().ok()?;
         let name = String::from_utf8_lossy(fields.next()?.trim_ascii_start()).into_owned();
-        (inode != 0).then_some(Self { start, end, device, inode, name })
+        // The first System V segment has number 0, and its file that inode.
+        let is_file = inode != 0 || name.starts_with("/SYSV");
+        is_file.then_some(Self { start, end, device, inode, name })
     }
 }
 
@@ -510,6 +512,8 @@ mod tests {
         assert_eq!((line.start, line.end, line.inode), (0x7f00, 0x8000, 23));
         assert_eq!(line.name, "/memfd:a b (deleted)");
         assert_eq!(line.device, rustix::fs::makedev(0, 1));
+        let first = Line::parse(b"7f00-8000 rw-s 00000000 00:01 0    /SYSV00004d57 (deleted)");
+        assert_eq!(first.map(|line| line.inode), Some(0));
         assert_eq!(Line::parse(b"1000-2000 rw-p 00000000 00:00 0    [heap]"), None);
         assert_eq!(Line::parse(b"nonsense"), None);
     }
