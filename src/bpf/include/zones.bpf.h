@@ -76,8 +76,7 @@ static __always_inline __u32 zone_index(struct zone *zone)
 /* The number of orders this kernel has, at most ZONE_ORDERS. A load-time constant. */
 static __always_inline __u32 zone_orders(struct zone *zone)
 {
-	__u32 orders =
-		bpf_core_field_size(zone->free_area) / bpf_core_type_size(struct free_area);
+	__u32 orders = bpf_core_field_size(zone->free_area) / bpf_core_type_size(struct free_area);
 
 	return orders < ZONE_ORDERS ? orders : ZONE_ORDERS;
 }
