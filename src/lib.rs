@@ -52,3 +52,4 @@ pub mod time;
 pub mod units;
 pub mod uprobe;
 pub mod vmstat;
+pub mod zones;

@@ -11,13 +11,13 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
+#include "nodes.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
 /* 7.2 has 67 node items and 13 zone items; names are resolved in user space. */
 #define NODE_ITEMS 128
 #define ZONE_ITEMS 64
-#define MAX_ZONES 1024
 
 /*
  * Only the first items of an array are written, as many as this kernel has.
@@ -52,24 +52,14 @@ struct {
 	__type(value, struct sysstat_zone);
 } zones SEC(".maps");
 
-/* max_entries of `zones`: the verifier walks the loop as often as this says. */
-const volatile __u32 zone_slots;
-
-__u64 first_node; /* address of some pglist_data, once learnt */
-__u64 rounds;	  /* readings done */
-
-static __always_inline void learn(struct pglist_data *pgdat)
-{
-	if (pgdat && !first_node)
-		first_node = (__u64)pgdat;
-}
+__u64 rounds; /* readings done */
 
 SEC("fentry/get_page_from_freelist")
 int BPF_PROG(learn_fentry, gfp_t gfp, unsigned int order, int alloc_flags,
 	     const struct alloc_context *ac)
 {
 	if (!first_node)
-		learn(BPF_CORE_READ(ac, preferred_zoneref, zone, zone_pgdat));
+		node_learn(BPF_CORE_READ(ac, preferred_zoneref, zone, zone_pgdat));
 	return 0;
 }
 
@@ -78,49 +68,21 @@ int BPF_KPROBE(learn_kprobe, gfp_t gfp, unsigned int order, int alloc_flags,
 	       const struct alloc_context *ac)
 {
 	if (!first_node)
-		learn(BPF_CORE_READ(ac, preferred_zoneref, zone, zone_pgdat));
+		node_learn(BPF_CORE_READ(ac, preferred_zoneref, zone, zone_pgdat));
 	return 0;
 }
 
-/* Any memory cgroup knows the nodes; the caller's is at hand. */
 SEC("raw_tp")
 int learn_memcg(void *ctx)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	int subsys = bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id);
-	struct cgroup_subsys_state *css;
-	struct mem_cgroup *memcg;
-
-	css = BPF_CORE_READ(task, cgroups, subsys[subsys]);
-	if (!css)
-		return 0;
-	memcg = (void *)css - bpf_core_field_offset(struct mem_cgroup, css);
-	for (int nid = 0; nid < 8; nid++) { /* node 0 can be absent */
-		struct mem_cgroup_per_node *pn = BPF_CORE_READ(memcg, nodeinfo[nid]);
-
-		if (pn) {
-			learn(BPF_CORE_READ(pn, lruvec.pgdat));
-			return 0;
-		}
-	}
+	node_learn_of_memcg();
 	return 0;
 }
-
-/*
- * Address of the kernel's array node_data, from kallsyms. Not an extern: that
- * would have the loader read all of kallsyms whichever way is used.
- */
-const volatile __u64 node_data_addr;
 
 SEC("raw_tp")
 int learn_ksym(void *ctx)
 {
-	struct pglist_data *pgdat = NULL;
-
-	for (int nid = 0; nid < 8 && !pgdat; nid++)
-		bpf_probe_read_kernel(&pgdat, sizeof(pgdat),
-				      (void *)(node_data_addr + nid * sizeof(pgdat)));
-	learn(pgdat);
+	node_learn_of_symbol();
 	return 0;
 }
 
@@ -131,10 +93,9 @@ int learn_ksym(void *ctx)
 SEC("raw_tp")
 int read_nodes(void *ctx)
 {
-	struct pglist_data *first = (void *)first_node;
 	__u64 now = rounds + 1;
 
-	if (!first)
+	if (!first_node)
 		return 0;
 	for (__u32 i = 0; i < MAX_ZONES && i < zone_slots; i++) {
 		struct pglist_data *pgdat;
@@ -143,7 +104,7 @@ int read_nodes(void *ctx)
 		struct zone *zone;
 		__u32 slot = i; /* a loop counter whose address is taken is not bounded */
 
-		zone = BPF_CORE_READ(first, node_zonelists[0]._zonerefs[i].zone);
+		zone = zone_at(i);
 		if (!zone)
 			break;
 		z = bpf_map_lookup_elem(&zones, &slot);

@@ -83,6 +83,7 @@ commands! {
     mmapsnoop => Mmapsnoop,
     brkstack => Brkstack,
     shmsnoop => Shmsnoop,
+    frag => Frag,
     doctor => Doctor,
 }
 

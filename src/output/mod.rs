@@ -102,6 +102,8 @@ pub enum Unit {
     PerSecond,
     /// A share of one hundred; the key ends in `_percent`.
     Percent,
+    /// A number with three decimals that measures nothing: an index.
+    Index,
     /// A stack: below the row in a table, folded in CSV, an array in JSON.
     Stack,
 }
