@@ -14,6 +14,7 @@
 pub mod allocators;
 pub mod attach;
 pub mod batch;
+pub mod cgroups;
 pub mod child;
 pub mod cli;
 pub mod cmd;

@@ -212,11 +212,27 @@ impl ProcFs {
     /// Where the cgroup v2 hierarchy is mounted, and which of its folders is
     /// the root there (not `/` in a container).
     pub fn cgroup2_mount(&self) -> Option<PathBuf> {
+        self.mount_of(|kind, _| kind == "cgroup2")
+    }
+
+    /// Where the cgroup hierarchy with the memory controller is mounted: a v1
+    /// hierarchy that has it, else v2.
+    pub fn memory_cgroup_mount(&self) -> Option<PathBuf> {
+        let has_memory = |options: &str| options.split(',').any(|option| option == "memory");
+        self.mount_of(|kind, options| kind == "cgroup" && has_memory(options))
+            .or_else(|| self.cgroup2_mount())
+    }
+
+    /// The first mount whose file system and options are the wanted ones
+    /// (proc_pid_mountinfo(5)).
+    fn mount_of(&self, wanted: impl Fn(&str, &str) -> bool) -> Option<PathBuf> {
         let text = self.read("proc/self/mountinfo").ok()?;
         text.lines().find_map(|line| {
             let (left, right) = line.split_once(" - ")?;
             let mount = left.split(' ').nth(4)?;
-            (right.split(' ').next()? == "cgroup2").then(|| PathBuf::from(mount))
+            let mut right = right.split(' ');
+            let (kind, options) = (right.next()?, right.nth(1).unwrap_or_default());
+            wanted(kind, options).then(|| PathBuf::from(mount))
         })
     }
 }

@@ -4,6 +4,7 @@
 pub mod kernels;
 pub mod leak;
 pub mod oracle;
+pub mod pressure;
 pub mod target;
 pub mod watcher;
 pub mod worker;

@@ -223,4 +223,23 @@ static __always_inline bool changes_of_mm(struct mm_struct *mm, __u32 *changes)
 	return true;
 }
 
+/*
+ * What contains a node of kernfs (a cgroup's folder).
+ *
+ * >= 6.15: `__parent`, read under RCU (633488947ef6 "kernfs: Use RCU to access
+ * kernfs_node::parent."). vmlinux.h has this layout.
+ *
+ * <= 6.14: `parent`. Delete when 6.14 is no longer supported.
+ */
+struct kernfs_node___old {
+	struct kernfs_node *parent;
+} __attribute__((preserve_access_index));
+
+static __always_inline struct kernfs_node *parent_of_kernfs(struct kernfs_node *node)
+{
+	if (bpf_core_field_exists(node->__parent))
+		return BPF_CORE_READ(node, __parent);
+	return BPF_CORE_READ((struct kernfs_node___old *)node, parent);
+}
+
 #endif /* MW_COMPAT_BPF_H */

@@ -1,0 +1,123 @@
+//! Scarce memory, for guests and small cgroups only: cgroups with a limit, and
+//! pages of the guest's disk.
+
+use std::fs;
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process;
+
+use super::kernels::is_guest;
+
+/// The blank disk of a guest, twice as large as its memory.
+pub const DISK: &str = "/dev/vda";
+
+/// A memory cgroup of the test's own. Removed when dropped, if it is empty.
+pub struct Cgroup {
+    folder: PathBuf,
+    /// cgroup v1, on some of the machines the tests run on themselves.
+    v1: bool,
+}
+
+impl Cgroup {
+    /// Makes one; `None`: this machine has no memory controller, or lets nobody
+    /// use it.
+    pub fn create(name: &str) -> Option<Self> {
+        let name = format!("mem_watcher-{}-{name}", process::id());
+        let (root, v1) = [("/sys/fs/cgroup", false), ("/sys/fs/cgroup/memory", true)]
+            .into_iter()
+            .find(|(root, v1)| {
+            let files = ["memory.limit_in_bytes", "cgroup.subtree_control"];
+            let file = files[usize::from(!v1)];
+            let text = fs::read_to_string(Path::new(root).join(file));
+            text.is_ok_and(|text| *v1 || text.split_whitespace().any(|word| word == "memory"))
+        })?;
+        let folder = Path::new(root).join(name);
+        fs::create_dir(&folder).ok()?;
+        Some(Self { folder, v1 })
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its path as `/proc/PID/cgroup` shows it.
+    pub fn path(&self) -> String {
+        let root = if self.v1 { "/sys/fs/cgroup/memory" } else { "/sys/fs/cgroup" };
+        format!("/{}", self.folder.strip_prefix(root).expect("below the root").display())
+    }
+
+    /// Its id: the inode number of the folder.
+    pub fn id(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        fs::metadata(&self.folder).expect("the folder").ino()
+    }
+
+    /// Whether it is one of v2, which has more to set and to read.
+    pub fn is_v2(&self) -> bool {
+        !self.v1
+    }
+
+    /// Writes one of its files.
+    pub fn set(&self, file: &str, value: impl ToString) -> io::Result<()> {
+        fs::write(self.folder.join(file), value.to_string())
+    }
+
+    /// Reads one of its files.
+    pub fn get(&self, file: &str) -> io::Result<String> {
+        fs::read_to_string(self.folder.join(file))
+    }
+
+    /// The most memory it may have.
+    pub fn limit(&self, bytes: u64) -> io::Result<()> {
+        self.set(if self.v1 { "memory.limit_in_bytes" } else { "memory.max" }, bytes)
+    }
+
+    /// Moves a process into it.
+    pub fn add(&self, pid: u32) -> io::Result<()> {
+        self.set("cgroup.procs", pid)
+    }
+
+    /// A line of `memory.stat` or `memory.events`; `None`: there is no such line.
+    pub fn number(&self, file: &str, name: &str) -> Option<u64> {
+        let text = self.get(file).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.folder);
+    }
+}
+
+/// Reads so much of the guest's disk: as many pages of page cache, clean.
+pub fn read_disk(mib: usize) {
+    assert!(is_guest(), "only in a guest");
+    let mut disk = File::open(DISK).expect("the disk");
+    let mut piece = vec![0; 1 << 20];
+    for _ in 0..mib {
+        disk.read_exact(&mut piece).expect("reading the disk");
+    }
+}
+
+/// Writes so much of the guest's disk, without waiting for it: dirty pages.
+pub fn write_disk(mib: usize) {
+    assert!(is_guest(), "only in a guest");
+    let mut disk = OpenOptions::new().write(true).open(DISK).expect("the disk");
+    let piece = vec![0xa5; 1 << 20];
+    for _ in 0..mib {
+        disk.write_all(&piece).expect("writing the disk");
+    }
+}
+
+/// Forgets clean page cache, so that what follows starts alike.
+pub fn drop_caches() {
+    assert!(is_guest(), "only in a guest");
+    fs::write("/proc/sys/vm/drop_caches", "3").expect("drop_caches");
+}
