@@ -41,6 +41,7 @@ pub mod procfs;
 pub mod prologue;
 pub mod ranges;
 pub mod rates;
+pub mod requests;
 pub mod rights;
 pub mod rss;
 pub mod shm;

@@ -84,6 +84,7 @@ commands! {
     brkstack => Brkstack,
     shmsnoop => Shmsnoop,
     frag => Frag,
+    paf => Paf,
     doctor => Doctor,
 }
 

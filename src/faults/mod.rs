@@ -65,6 +65,11 @@ impl Faulter {
         self.0 >> 10
     }
 
+    /// The same process as if it had never executed another program.
+    pub fn whatever_it_runs(self) -> Self {
+        Self(self.process() << 10)
+    }
+
     /// Whether the process lives. A machine's PID is looked for here: in a
     /// container nothing can be said, and it counts as living.
     pub fn lives(self, procfs: &ProcFs) -> bool {

@@ -124,6 +124,11 @@ impl Names {
         }
     }
 
+    /// The frames of a kernel stack, innermost first.
+    pub fn kernel_frames(&mut self, addresses: &[u64]) -> Vec<Frame> {
+        self.symbols.kernel(addresses)
+    }
+
     /// A process has gone, or runs another program, and everything is said.
     pub fn forget(&mut self, who: Faulter) {
         self.programs.remove(&who);
