@@ -387,45 +387,39 @@ static __always_inline void fill(struct paf_event *event, const struct faulter *
 	bpf_core_read(event->comm, sizeof(event->comm), &leader->comm);
 }
 
-/* What a request that got nothing was allowed to use. */
-struct wanted {
-	__u32 order;
-	__u32 alloc_flags;
-	__u32 highest; /* zone of a node, enum zone_type */
-	__u32 nid;     /* the only node, if `one_node` */
-	__u32 one_node;
-	__u32 pad;
-};
-
-/* Whether a zone has a free block of at least that order. */
-static __always_inline bool has_block(struct zone *zone, __u32 order)
+/* Free blocks of at least that order. No branches: the verifier follows each. */
+static __always_inline __u64 blocks_from(struct zone *zone, __u32 order)
 {
 	__u32 orders = zone_orders(zone);
-	bool found = false;
+	__u64 blocks = 0;
 
+	/* 5.10 takes no loop that a call leads back into */
+#pragma unroll
 	for (__u32 i = 0; i < ZONE_ORDERS; i++) {
-		if (i >= order && i < orders && zone_free_blocks(zone, i))
-			found = true;
+		/* all ones from `order` on */
+		__u64 mask = (((__u64)i - order) >> 63) - 1;
+
+		if (i < orders)
+			blocks += zone_free_blocks(zone, i) & mask;
 	}
-	return found;
+	return blocks;
 }
 
 /*
  * What stood in the way of a request in one zone, as __zone_watermark_ok()
- * decides (mm/page_alloc.c), but just afterwards.
+ * decides (mm/page_alloc.c), but just afterwards. This one and the next are
+ * functions of their own, so that the verifier walks each once.
  */
-static __noinline __u32 reason_in(__u64 zone_address, const struct wanted *w)
+__noinline int reason_in(__u64 address, __u32 order, __u32 flags, __u32 highest)
 {
-	struct zone *zone = (void *)zone_address;
-	__u32 flags = w->alloc_flags;
+	struct zone *zone = (void *)address;
 	__s64 free = zone_free(zone), cma = 0;
 	__u64 mark = 0; /* there is no division of signed numbers */
-	__u32 highest = w->highest & (ZONES_PER_NODE - 1);
 	unsigned long reserve = 0;
 
 	if (flags == FLAGS_UNKNOWN)
 		flags = bpf_core_enum_value(enum zone_watermarks, WMARK_MIN);
-	free -= (1LL << (w->order & 31)) - 1;
+	free -= (1LL << (order & 31)) - 1;
 	if (!(flags & (ALLOC_OOM | ALLOC_HARDER | ALLOC_HIGHATOMIC)))
 		free -= BPF_CORE_READ(zone, nr_reserved_highatomic);
 	if (!(flags & ALLOC_CMA))
@@ -441,14 +435,14 @@ static __noinline __u32 reason_in(__u64 zone_address, const struct wanted *w)
 		bpf_probe_read_kernel(&reserve, sizeof(reserve),
 				      (void *)zone +
 					      bpf_core_field_offset(struct zone, lowmem_reserve) +
-					      highest * sizeof(reserve));
+					      (highest & (ZONES_PER_NODE - 1)) * sizeof(reserve));
 		mark += reserve;
 	}
 	if (free <= (__s64)mark)
 		return REASON_WATERMARK;
 	if (free - cma <= (__s64)mark)
 		return REASON_CMA;
-	return has_block(zone, w->order) ? REASON_ROOM : REASON_FRAGMENTED;
+	return blocks_from(zone, order) ? REASON_ROOM : REASON_FRAGMENTED;
 }
 
 /* The highest zone such a request may use (gfp_zone(), include/linux/gfp.h). */
@@ -463,8 +457,10 @@ static __always_inline __u32 highest_zone(__u32 gfp)
 	return bpf_core_enum_value(enum zone_type, ZONE_NORMAL);
 }
 
+#define ANY_NODE 0xffffffff
+
 /* Of all zones a request may use, the one that came nearest to serving it. */
-static __noinline __u32 reason_of(const struct wanted *w)
+__noinline int reason_of(__u32 order, __u32 flags, __u32 highest, __u32 nid)
 {
 	__u32 reason = REASON_WATERMARK;
 	bool room = false;
@@ -473,11 +469,11 @@ static __noinline __u32 reason_of(const struct wanted *w)
 		__u32 slot = place, found;
 		struct paf_zone *z = bpf_map_lookup_elem(&zones, &slot);
 
-		if (!z || !z->zone || place % ZONES_PER_NODE > w->highest)
+		if (!z || !z->zone || place % ZONES_PER_NODE > highest)
 			continue;
-		if (w->one_node && place / ZONES_PER_NODE != w->nid)
+		if (nid != ANY_NODE && place / ZONES_PER_NODE != nid)
 			continue;
-		found = reason_in(z->zone, w);
+		found = reason_in(z->zone, order, flags, highest);
 		if (found == REASON_ROOM)
 			room = true;
 		else if (found > reason)
@@ -551,22 +547,21 @@ static __always_inline int failure(void *ctx, const struct faulter *f, __u32 gfp
 static __noinline int failed(void *ctx, const struct faulter *f, __u32 gfp, __u32 order,
 			     struct attempt *a)
 {
-	struct wanted w = {.order = order, .alloc_flags = FLAGS_UNKNOWN};
-	__u32 place = ZONE_UNKNOWN;
+	__u32 place = ZONE_UNKNOWN, flags = FLAGS_UNKNOWN, nid = ANY_NODE;
+	__u32 highest = highest_zone(gfp);
 
-	w.highest = highest_zone(gfp);
 	if (a) {
 		struct alloc_context *ac = a->ac;
 
-		w.alloc_flags = a->alloc_flags;
-		w.highest = BPF_CORE_READ(ac, highest_zoneidx);
+		flags = a->alloc_flags;
+		highest = BPF_CORE_READ(ac, highest_zoneidx);
 		place = place_of_zone(zone_wished_for(a));
-		w.nid = place / ZONES_PER_NODE;
-		w.one_node = !!(gfp & GFP_THISNODE_BIT);
+		if (gfp & GFP_THISNODE_BIT)
+			nid = place / ZONES_PER_NODE;
 		a->ac = NULL;
 	}
-	return failure(ctx, f, gfp, w.alloc_flags, place, order, 1U << (order & 31), reason_of(&w),
-		       0);
+	return failure(ctx, f, gfp, flags, place, order, 1U << (order & 31),
+		       reason_of(order, flags, highest, nid), 0);
 }
 
 SEC("tp_btf/mm_page_alloc")

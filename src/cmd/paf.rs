@@ -684,3 +684,92 @@ impl<'run> Failures<'run> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attach::plan;
+    use crate::frame::Frame;
+    use crate::frame::Symbol;
+    use crate::output::tests::golden;
+
+    fn request() -> Request {
+        Request {
+            time: Some(WallTime::fixed()),
+            tgid: 4711,
+            comm: "x".into(),
+            zone: Some(ZoneThen {
+                nid: 0,
+                name: "Normal".into(),
+                min: 11_081,
+                low: 13_851,
+                high: 16_621,
+                free: 212_705,
+                present: 258_013,
+            }),
+            gfp: 0x14_0dca,
+            gfp_words: "GFP_HIGHUSER_MOVABLE|__GFP_ZERO|__GFP_COMP".into(),
+            alloc_flags: Some(0x841),
+            alloc_words: Some("WMARK_LOW|CPUSET|KSWAPD".into()),
+            ..Request::default()
+        }
+    }
+
+    #[test]
+    fn the_output_is_the_documented_one() {
+        let counted = Request { count: Some(7919), failed: 23, ..request() };
+        let unknown = Request {
+            count: Some(1),
+            zone: None,
+            alloc_flags: None,
+            alloc_words: None,
+            order: 9,
+            ..request()
+        };
+        golden::<Request, 21>("paf", COUNTED | ALL, &[counted, unknown]);
+        let event = Request { tid: Some(4713), ..request() };
+        golden::<Request, 21>("paf-events", EVENT, &[event]);
+        let symbol = Some(Symbol { name: "__alloc_pages".into(), offset: 0x1d, source: None });
+        let failure = Request {
+            tid: Some(4713),
+            failed: 1,
+            reason: Some(Reason::Fragmentation),
+            order: 9,
+            frames: vec![Frame { address: 0xffff_ffff_8100_0000, symbol, ..Frame::default() }],
+            ..request()
+        };
+        let refused = Request {
+            zone: None,
+            reason: Some(Reason::Cgroup),
+            cgroup: Some("/batch".into()),
+            ..failure.clone()
+        };
+        golden::<Request, 21>("paf-failed", FAILURE, &[failure, refused]);
+    }
+
+    #[test]
+    fn rows_fit_eighty_columns() {
+        for mode in [COUNTED, EVENT, FAILURE] {
+            let shown = Request::COLUMNS
+                .iter()
+                .filter(|column| column.group == 0 || column.group & mode != 0)
+                .filter(|column| column.group != crate::output::MACHINE);
+            let widths: usize = shown.map(|column| column.width.max(column.head.len()) + 1).sum();
+            assert!(widths - 1 <= 98, "{mode}: {widths}");
+            assert!(mode != COUNTED || widths - 1 <= 80, "{widths}");
+        }
+    }
+
+    #[test]
+    fn the_function_comes_first() {
+        let every: Vec<Need> =
+            CHOICE.hooks.iter().flat_map(|hook| hook.needs.iter().copied()).collect();
+        let without = |lacks: &[Need]| -> Vec<Need> {
+            every.iter().copied().filter(|need| !lacks.contains(need)).collect()
+        };
+        let chosen = |has: &[Need]| plan(&KernelFacts::fake(has), &CHOICE, None).unwrap().hook.name;
+        assert_eq!(chosen(&every), "fentry:get_page_from_freelist");
+        assert_eq!(chosen(&without(&[Need::Fentry])), "kprobe:get_page_from_freelist");
+        assert_eq!(chosen(&without(&[Need::Fentry, Need::Kprobe])), "tp_btf:mm_page_alloc");
+    }
+}

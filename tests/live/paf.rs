@@ -1,0 +1,598 @@
+//! paf against the kernel's own record of `kmem:mm_page_alloc`, in an instance of
+//! tracefs of the test's own, against `/proc/zoneinfo` and `/proc/vmstat`.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fs;
+
+use libtest_mimic::Failed;
+use libtest_mimic::Trial;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::check;
+use crate::check_eq;
+use crate::common::Outcome;
+use crate::common::PASS;
+use crate::common::kernels::if_supported;
+use crate::common::kernels::is_guest;
+use crate::common::leak::number;
+use crate::common::oracle;
+use crate::common::pressure::Cgroup;
+use crate::common::test;
+use crate::common::trace::Trace;
+use crate::common::watcher::PATIENCE;
+use crate::common::watcher::Totals;
+use crate::common::watcher::Watcher;
+use crate::common::watcher::run;
+use crate::common::worker::Worker;
+use crate::faults::with_hook_of;
+
+#[derive(Clone, Copy)]
+struct Hook {
+    name: &'static str,
+    /// Of `tests/kernels.txt`.
+    feature: &'static str,
+    /// Whether it sees attempts, and charges that are refused.
+    attempts: bool,
+}
+
+const HOOKS: [Hook; 3] = [
+    Hook { name: "fentry:get_page_from_freelist", feature: "fentry", attempts: true },
+    Hook { name: "kprobe:get_page_from_freelist", feature: "kprobe", attempts: true },
+    Hook { name: "tp_btf:mm_page_alloc", feature: "tp_btf", attempts: false },
+];
+
+const EVENT: &str = "kmem/mm_page_alloc";
+const POOL: &str = "/proc/sys/vm/nr_hugepages";
+const THP: &str = "/sys/kernel/mm/transparent_hugepage";
+
+pub fn tests() -> Vec<Trial> {
+    let mut tests = Vec::new();
+    for hook in HOOKS {
+        let name = hook.name;
+        let each = |what: &str, body: fn(Hook) -> Outcome| {
+            test(format!("paf: {what}, through {name}"), move || {
+                with_hook_of("paf", name, hook.feature, || body(hook))
+            })
+        };
+        tests.push(each("each request of a process, as the kernel records them", each_request));
+        tests.push(each("requests counted, and zones as /proc/zoneinfo", counted));
+        tests.push(each("huge pages that are not to be had in a guest in pieces", in_pieces));
+        tests.push(each("a pool that takes all memory", all_memory));
+        if hook.attempts {
+            tests.push(each("what a memory cgroup refuses", cgroup_limit));
+        }
+    }
+    tests.extend([
+        test("paf: flags in the kernel's own words", words),
+        test("paf: a full buffer loses events and says how many", full_ring),
+        test("paf: only some processes", filters),
+        test("paf: failures as folded stacks", folded),
+        test("paf: bad input", bad_input),
+    ]);
+    tests
+}
+
+/// A request: its order and its flags in words.
+type Asked = (u64, String);
+
+/// What the kernel printed of an event.
+fn asked(line: &str) -> Asked {
+    let field = |name: &str| {
+        let (_, rest) = line.split_once(name).unwrap_or_else(|| panic!("no {name} in {line}"));
+        rest.split_whitespace().next().unwrap_or_default()
+    };
+    (field(" order=").parse().expect("an order"), field("gfp_flags=").to_owned())
+}
+
+/// Whether the kernel's line is of a request that got nothing.
+fn got_nothing(line: &str) -> bool {
+    line.contains(" pfn=0 ") || line.contains(" pfn=0x0 ")
+}
+
+fn of_row(row: &Value) -> Asked {
+    (number(row, "order"), row["gfp"].as_str().expect("flags").to_owned())
+}
+
+fn tally(all: impl Iterator<Item = Asked>) -> BTreeMap<Asked, u64> {
+    let mut sums = BTreeMap::new();
+    for one in all {
+        *sums.entry(one).or_default() += 1;
+    }
+    sums
+}
+
+/// Pages of anonymous memory that were touched for the first time.
+fn touched(sums: &BTreeMap<Asked, u64>) -> u64 {
+    let is_it = |(order, gfp): &Asked| {
+        *order == 0 && gfp.starts_with("GFP_HIGHUSER_MOVABLE|") && gfp.contains("__GFP_ZERO")
+    };
+    sums.iter().filter(|(asked, _)| is_it(asked)).map(|(_, n)| n).sum()
+}
+
+/// Ends a watcher, which must have lost nothing, and returns its rows.
+fn rows_of(watcher: Watcher) -> Result<Vec<Value>, Failed> {
+    let (code, rows, stderr) = watcher.stop();
+    let lost = Totals::parse(&stderr).map(|totals| totals.lost);
+    if code != Some(0) || lost != Some(0) {
+        return Err(format!("exit code {code:?}, lost {lost:?}: {stderr}").into());
+    }
+    Ok(rows)
+}
+
+/// Runs `body` with the kernel's record of what a process asks for.
+fn recorded<T>(
+    filter: &str,
+    body: impl FnOnce() -> Result<T, Failed>,
+) -> Result<(T, Option<Vec<String>>), Failed> {
+    let trace = Trace::start(EVENT, filter);
+    if trace.is_none() && is_guest() {
+        return Err("no instance of tracefs in a guest".into());
+    }
+    let done = body()?;
+    Ok((done, trace.map(Trace::stop)))
+}
+
+fn start(hook: Hook, args: &[&str]) -> Watcher {
+    let watcher = Watcher::start(
+        &[&["paf", "--hook", hook.name, "--unit", "pages", "--ring-kib", "8192"], args].concat(),
+    );
+    assert_eq!(watcher.header["hook"].as_str(), Some(hook.name), "the header names the hook");
+    watcher
+}
+
+/// The zones of `/proc/zoneinfo`: name, and node, to what it says.
+type Zones = BTreeMap<(u64, String), BTreeMap<String, u64>>;
+
+fn zoneinfo() -> Zones {
+    let text = fs::read_to_string("/proc/zoneinfo").expect("zoneinfo");
+    let mut zones = Zones::new();
+    let mut at = None;
+    for line in text.lines() {
+        if let Some((node, zone)) = line.strip_prefix("Node ").and_then(|it| it.split_once(", zone"))
+        {
+            at = Some((node.parse().expect("a node"), zone.trim().to_owned()));
+            continue;
+        }
+        let Some(zone) = &at else { continue };
+        let words: Vec<&str> = line.trim().trim_start_matches("pages ").split_whitespace().collect();
+        if let [name, value] = words[..]
+            && let Ok(value) = value.parse()
+        {
+            // The first one counts: CPUs have a "high" of their own.
+            let numbers = zones.entry(zone.clone()).or_default();
+            numbers.entry(name.to_owned()).or_insert(value);
+        }
+    }
+    zones.retain(|_, numbers| numbers.get("present").is_some_and(|&present| present > 0));
+    zones
+}
+
+/// That the zone of a row is one of the kernel's, with its watermarks.
+fn check_zone(row: &Value, zones: &Zones) -> Outcome {
+    let zone = row["zone"].as_str().ok_or_else(|| format!("no zone in {row}"))?;
+    let numbers = zones
+        .get(&(number(row, "node"), zone.to_owned()))
+        .ok_or_else(|| format!("the kernel has no such zone: {row}"))?;
+    for name in ["min", "low", "high", "present"] {
+        check_eq!(row[format!("{name}_pages")], numbers[name], "{name} of {zone}: {row}");
+    }
+    check!(number(row, "free_pages") <= numbers["managed"], "{row}");
+    PASS
+}
+
+const PAGES: u64 = 7919;
+
+fn each_request(hook: Hook) -> Outcome {
+    let mut worker = Worker::start();
+    worker.ask("anon 7");
+    let pid = worker.pid().to_string();
+    let zones = zoneinfo();
+    let watcher = start(hook, &["--events", "-P", &pid]);
+    let filter = format!("common_pid == {pid}");
+    let ((), record) = recorded(&filter, || {
+        worker.ask(&format!("anon {PAGES}"));
+        Ok(())
+    })?;
+    let rows = rows_of(watcher)?;
+    if zones == zoneinfo_watermarks(&zones) {
+        for row in rows.iter().filter(|row| row["failed"] == 0).step_by(97) {
+            check_zone(row, &zones)?;
+        }
+    }
+    let ours = tally(rows.iter().map(of_row));
+    check_eq!(touched(&ours), PAGES, "pages touched: {ours:?}");
+    if let Some(lines) = record {
+        // What is in both windows; the watcher's is the longer one.
+        let kernels = tally(lines.iter().map(|line| asked(line)));
+        check_eq!(touched(&kernels), PAGES, "the kernel's record: {kernels:?}");
+        for (asked, &times) in &kernels {
+            let found = ours.get(asked).copied().unwrap_or(0);
+            check!(found >= times && found <= times + 4, "{asked:?}: {found} for {times}: {ours:?}");
+        }
+    }
+    check!(rows.iter().all(|row| row["pid"] == worker.pid() && row["tid"] == worker.pid()), "PID");
+    let free: Vec<u64> = rows.iter().filter_map(|row| row["free_pages"].as_u64()).collect();
+    check!(free.iter().min() < free.iter().max(), "free memory moves: {:?}", free.first());
+    let known = rows.iter().filter(|row| row["alloc"].is_string()).count();
+    if hook.attempts {
+        // An interrupt that asks for pages too hides an attempt.
+        check!(known * 100 >= rows.len() * 99, "{known} of {} attempts", rows.len());
+        let first = rows.iter().find(|row| row["alloc"].is_string()).ok_or("none")?;
+        let alloc = first["alloc"].as_str().unwrap_or_default();
+        check!(alloc.starts_with("WMARK_LOW") && alloc.contains("KSWAPD"), "{first}");
+    } else {
+        check_eq!(known, 0, "attempts are not seen");
+    }
+    PASS
+}
+
+/// The zones now, with free pages and counters as they were: only what a row is
+/// compared with can make a difference.
+fn zoneinfo_watermarks(before: &Zones) -> Zones {
+    let mut now = zoneinfo();
+    for (zone, numbers) in &mut now {
+        for (name, value) in numbers.iter_mut() {
+            if !["min", "low", "high", "present"].contains(&name.as_str()) {
+                *value = before.get(zone).and_then(|it| it.get(name)).copied().unwrap_or(0);
+            }
+        }
+    }
+    now
+}
+
+fn counted(hook: Hook) -> Outcome {
+    let mut worker = Worker::start();
+    worker.ask("anon 7");
+    let pid = worker.pid().to_string();
+    let watcher = start(hook, &["-i", "0.3", "-P", &pid]);
+    let before = (zoneinfo(), allocated());
+    let filter = format!("common_pid == {pid}");
+    let ((), record) = recorded(&filter, || {
+        worker.ask(&format!("anon {PAGES}"));
+        Ok(())
+    })?;
+    let after = (zoneinfo(), allocated());
+    let rows = rows_of(watcher)?;
+    let mut sums: BTreeMap<Asked, u64> = BTreeMap::new();
+    for row in &rows {
+        *sums.entry(of_row(row)).or_default() += number(row, "count");
+    }
+    check_eq!(touched(&sums), PAGES, "{sums:?}");
+    check_eq!(rows.iter().map(|row| number(row, "failed")).sum::<u64>(), 0, "{rows:?}");
+    if let Some(lines) = record {
+        let all: u64 = sums.values().sum();
+        let kernels = lines.len() as u64;
+        check!(all >= kernels && all <= kernels + 8, "{all} for {kernels}: {sums:?}");
+    }
+    // The watermarks did not move while the rows were made.
+    if before.0 == zoneinfo_watermarks(&before.0) {
+        rows.iter().try_for_each(|row| check_zone(row, &after.0).map(drop))?;
+    }
+    // No more in a zone than the kernel counted there, and nearly all of it.
+    let mut by_zone: BTreeMap<String, u64> = BTreeMap::new();
+    for row in &rows {
+        let zone = row["zone"].as_str().unwrap_or_default().to_lowercase();
+        *by_zone.entry(zone).or_default() += number(row, "count") << number(row, "order");
+    }
+    for (zone, pages) in &by_zone {
+        let counted = after.1.get(zone).unwrap_or(&0) - before.1.get(zone).unwrap_or(&0);
+        check!(*pages <= counted + 64, "{pages} pages from {zone}, the kernel counted {counted}");
+    }
+    check_eq!(by_zone.values().sum::<u64>() >= PAGES, true, "{by_zone:?}");
+    PASS
+}
+
+/// Pages allocated so far, by zone (`pgalloc_*` of /proc/vmstat).
+fn allocated() -> BTreeMap<String, u64> {
+    oracle::vmstat("/proc/vmstat")
+        .into_iter()
+        .filter_map(|(name, pages)| Some((name.strip_prefix("pgalloc_")?.to_owned(), pages)))
+        .collect()
+}
+
+/// Every row's reason is what its own figures say: one large zone, and a request
+/// of 2^order pages.
+fn check_reason(row: &Value, hook: Hook) -> Outcome {
+    let reason = row["reason"].as_str().ok_or("no reason")?;
+    let atomic = !row["gfp"].as_str().is_some_and(may_reclaim);
+    check_eq!(reason.ends_with(", atomic context"), atomic, "{row}");
+    let reason = reason.trim_end_matches(", atomic context");
+    check!(["below watermark", "fragmentation"].contains(&reason), "{row}");
+    if hook.attempts && row["zone"] == "DMA32" {
+        // What it was allowed to use up differs by at most the whole reserve.
+        let (free, high) = (number(row, "free_pages"), number(row, "high_pages"));
+        let block = 1u64 << number(row, "order");
+        if free > 2 * high + block {
+            check_eq!(reason, "fragmentation", "{row}");
+        }
+        if free < block {
+            check_eq!(reason, "below watermark", "{row}");
+        }
+    }
+    let stack: Vec<&str> = row["stack"]
+        .as_array()
+        .ok_or("no stack")?
+        .iter()
+        .filter_map(|frame| frame["symbol"].as_str())
+        .collect();
+    check!(stack.iter().take(3).any(|name| name.contains("alloc_pages")), "{stack:?}");
+    check!(!stack.iter().any(|name| name.starts_with("bpf_")), "{stack:?}");
+    PASS
+}
+
+/// Whether flags in words include direct reclaim.
+fn may_reclaim(words: &str) -> bool {
+    const WITH: [&str; 9] = [
+        "GFP_TRANSHUGE", "GFP_HIGHUSER_MOVABLE", "GFP_HIGHUSER", "GFP_USER", "GFP_KERNEL",
+        "GFP_KERNEL_ACCOUNT", "GFP_NOFS", "GFP_NOIO", "__GFP_DIRECT_RECLAIM",
+    ];
+    words.split('|').any(|word| WITH.contains(&word) || word == "__GFP_RECLAIM")
+}
+
+/// Sets a file of the kernel, and puts it back.
+struct Setting(String, String);
+
+impl Setting {
+    fn of(path: String, value: &str) -> Option<Self> {
+        let text = fs::read_to_string(&path).ok()?;
+        // The choice in force is in brackets.
+        let old = match text.split_once('[') {
+            Some((_, rest)) => rest.split(']').next()?.to_owned(),
+            None => text.trim().to_owned(),
+        };
+        fs::write(&path, value).ok()?;
+        Some(Self(path, old))
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        let _ = fs::write(&self.0, &self.1);
+    }
+}
+
+/// Free memory in pieces, and huge pages wanted at once (no direct reclaim).
+fn in_pieces(hook: Hook) -> Outcome {
+    let set = is_guest().then(|| {
+        (
+            Setting::of(format!("{THP}/enabled"), "madvise"),
+            Setting::of(format!("{THP}/defrag"), "never"),
+            Setting::of(format!("{THP}/khugepaged/defrag"), "0"),
+        )
+    });
+    if_supported("thp", matches!(set, Some((Some(_), Some(_), _))), || {
+        let (mut broken, mut worker) = (Worker::start(), Worker::start());
+        broken.ask("pepper 60013");
+        let pid = worker.pid().to_string();
+        let watcher = start(hook, &["--failed", "-P", &pid]);
+        let before = oracle::vmstat("/proc/vmstat");
+        let filter = format!("common_pid == {pid} && pfn == 18446744073709551615");
+        let ((), record) = recorded(&filter, || {
+            worker.ask("fault-huge 251");
+            Ok(())
+        })?;
+        let after = oracle::vmstat("/proc/vmstat");
+        let rows = rows_of(watcher)?;
+        let lines = record.ok_or("no record")?;
+        check!(lines.iter().all(|line| got_nothing(line)), "{lines:?}");
+        check!(!rows.is_empty(), "251 huge pages fit in: {lines:?}");
+        check_eq!(
+            tally(rows.iter().map(of_row)),
+            tally(lines.iter().map(|line| asked(line))),
+            "the kernel's record"
+        );
+        let huge = rows.iter().filter(|row| row["order"] == 9).count() as u64;
+        let fallbacks = after["thp_fault_fallback"] - before["thp_fault_fallback"];
+        check_eq!(huge, fallbacks, "thp_fault_fallback");
+        rows.iter().try_for_each(|row| check_reason(row, hook).map(drop))?;
+        let words = |text: &str| rows.iter().filter(|row| row["reason"] == text).count();
+        check!(
+            words("fragmentation, atomic context") > 0,
+            "{:?}",
+            rows.iter().map(|row| row["reason"].as_str()).collect::<BTreeSet<_>>()
+        );
+        // The program's own frames follow the kernel's.
+        let ends = |row: &Value| {
+            let stack = row["stack"].as_array().cloned().unwrap_or_default();
+            stack.last().is_some_and(|frame| frame["module"] != "kernel")
+        };
+        check!(rows.iter().all(ends), "frames of the program: {}", rows[0]);
+        worker.end();
+        broken.end();
+        PASS
+    })
+}
+
+/// The pool of hugetlbfs grows until there is no more: requests that may reclaim.
+fn all_memory(hook: Hook) -> Outcome {
+    if_supported("hugetlb", is_guest() && fs::metadata(POOL).is_ok(), || {
+        let pid = std::process::id().to_string();
+        let watcher = start(hook, &["--failed", "-P", &pid]);
+        let filter = format!("pfn == 18446744073709551615 && order == 9");
+        let ((), record) = recorded(&filter, || {
+            fs::write(POOL, "200000")?;
+            fs::write(POOL, "0")?;
+            Ok(())
+        })?;
+        let rows = rows_of(watcher)?;
+        let lines = record.ok_or("no record")?;
+        check!(!lines.is_empty(), "all of it was to be had");
+        let huge: Vec<&Value> = rows.iter().filter(|row| row["order"] == 9).collect();
+        check_eq!(huge.len(), lines.len(), "failures: {rows:?}");
+        for row in huge {
+            check_reason(row, hook)?;
+            check_eq!(row["pid"].as_u64(), Some(std::process::id().into()), "{row}");
+        }
+        PASS
+    })
+}
+
+/// A memory cgroup that has no room for a huge page.
+fn cgroup_limit(hook: Hook) -> Outcome {
+    let set = is_guest().then(|| Setting::of(format!("{THP}/enabled"), "madvise")).flatten();
+    let group = is_guest().then(|| Cgroup::create("paf")).flatten();
+    let Some((group, _set)) = group.zip(set).filter(|(group, _)| group.limit(1 << 20).is_ok()) else {
+        return if_supported("memcg", false, || PASS);
+    };
+    let mut worker = Worker::start();
+    let pid = worker.pid().to_string();
+    let watcher = start(hook, &["--failed", "-P", &pid]);
+    group.add(worker.pid())?;
+    let before = oracle::vmstat("/proc/vmstat");
+    worker.ask("fault-huge 5");
+    let after = oracle::vmstat("/proc/vmstat");
+    fs::write("/sys/fs/cgroup/cgroup.procs", &pid)?;
+    let rows = rows_of(watcher)?;
+    let refused = after["thp_fault_fallback_charge"] - before["thp_fault_fallback_charge"];
+    check_eq!(refused, 5, "thp_fault_fallback_charge");
+    let huge: Vec<&Value> = rows.iter().filter(|row| row["order"] == 9).collect();
+    check_eq!(huge.len(), 5, "{rows:?}");
+    for row in huge {
+        let reason = row["reason"].as_str().unwrap_or_default();
+        check!(reason.starts_with("cgroup limit"), "{row}");
+        check_eq!(row["cgroup"], group.path(), "{row}");
+        check!(row["zone"].is_null(), "no zone was asked: {row}");
+    }
+    worker.end();
+    PASS
+}
+
+/// All requests of the machine, with whatever flags come.
+fn words() -> Outcome {
+    let mut worker = Worker::start();
+    let name = "paf";
+    let (rows, record) = recorded("", || {
+        let watcher = Watcher::start(&[name, "--events", "--ring-kib", "16384"]);
+        for order in ["anon 101", "tmpfs 101", "filled 101", "names 211", "threads 11"] {
+            worker.ask(order);
+        }
+        let mut other = Worker::start();
+        other.ask("stack 11");
+        other.end();
+        let (code, rows, stderr) = watcher.stop();
+        if code == Some(0) { Ok(rows) } else { Err(stderr.into()) }
+    })?;
+    let ours: BTreeSet<Asked> = rows.iter().map(of_row).collect();
+    check!(ours.len() >= 8, "only {ours:?}");
+    for row in &rows {
+        let number = row["flag"].as_str().and_then(|flag| flag.strip_prefix("0x"));
+        check!(number.is_some_and(|hex| u32::from_str_radix(hex, 16).is_ok()), "{row}");
+    }
+    let Some(lines) = record else {
+        return if_supported("tracefs", false, || PASS);
+    };
+    let kernels: BTreeSet<Asked> = lines.iter().map(|line| asked(line)).collect();
+    let wrong: Vec<&Asked> = ours.difference(&kernels).collect();
+    check!(wrong.is_empty(), "the kernel never said {wrong:?}; it said {kernels:?}");
+    PASS
+}
+
+fn full_ring() -> Outcome {
+    let mut worker = Worker::start();
+    worker.ask("anon 7");
+    let pid = worker.pid().to_string();
+    let watcher = Watcher::start(&["paf", "--events", "--ring-kib", "4", "-P", &pid]);
+    worker.ask("anon 3");
+    watcher.signal(Signal::STOP);
+    worker.ask("anon 1009");
+    watcher.signal(Signal::CONT);
+    let (code, rows, stderr) = watcher.stop();
+    check_eq!(code, Some(0), "{stderr}");
+    let totals = Totals::parse(&stderr).ok_or_else(|| stderr.clone())?;
+    check!(totals.lost > 500, "4 KiB cannot hold 1009 records: {stderr}");
+    check_eq!(rows.len() as u64, totals.events, "rows and events: {stderr}");
+    // Page tables and the worker's own come beside them.
+    let all = rows.len() as u64 + totals.lost;
+    check!((1012..1012 + 64).contains(&all), "{all} arrived or were lost: {stderr}");
+    PASS
+}
+
+fn filters() -> Outcome {
+    let (mut one, mut two) = (Worker::start(), Worker::start());
+    one.ask("anon 7");
+    two.ask("anon 7");
+    two.ask("name");
+    let named = Watcher::start(&["paf", "--events", "--comm", "a-name-longer-"]);
+    let list = format!("{},{}", one.pid(), two.pid());
+    let both = Watcher::start(&["paf", "-i", "0.2", "-P", &list]);
+    let most = Watcher::start(&["paf", "-i", "0.2", "--top", "1", "-P", &list]);
+    one.ask("anon 211");
+    two.ask("anon 101");
+    let rows = rows_of(named)?;
+    check_eq!(touched(&tally(rows.iter().map(of_row))), 101, "--comm: {rows:?}");
+    check!(rows.iter().all(|row| row["pid"] == two.pid()), "--comm: {rows:?}");
+    let mut by_pid: BTreeMap<u64, u64> = BTreeMap::new();
+    for row in rows_of(both)? {
+        if touched(&tally([of_row(&row)].into_iter())) > 0 {
+            *by_pid.entry(number(&row, "pid")).or_default() += number(&row, "count");
+        }
+    }
+    let wanted = BTreeMap::from([(one.pid().into(), 211), (two.pid().into(), 101)]);
+    check_eq!(by_pid, wanted, "-P with two");
+    let rows = rows_of(most)?;
+    let times: BTreeSet<&str> = rows.iter().filter_map(|row| row["time"].as_str()).collect();
+    check_eq!(times.len(), rows.len(), "--top 1: a row a report: {rows:?}");
+    PASS
+}
+
+/// The same failures as rows and as folded stacks.
+fn folded() -> Outcome {
+    if_supported("hugetlb", is_guest() && fs::metadata(POOL).is_ok(), || {
+        let file = std::env::temp_dir().join(format!("paf-{}.folded", std::process::id()));
+        let path = file.to_str().ok_or("a path")?;
+        let pid = std::process::id().to_string();
+        let rows = Watcher::start(&["paf", "--failed", "-P", &pid]);
+        let mut stacks = std::process::Command::new(crate::common::watcher::binary())
+            .args(["paf", "--failed", "-P", &pid, "-o", "folded", "--file", path])
+            .stderr(std::process::Stdio::piped())
+            .spawn()?;
+        // It is attached when it is listed among those who hold programs.
+        let fds = format!("/proc/{}/fdinfo", stacks.id());
+        let attached = || {
+            let links = |entry: std::io::Result<fs::DirEntry>| {
+                let text = fs::read_to_string(entry.ok()?.path()).ok()?;
+                text.contains("link_type:").then_some(())
+            };
+            fs::read_dir(&fds).is_ok_and(|list| list.filter_map(links).count() >= 2)
+        };
+        let end = std::time::Instant::now() + PATIENCE;
+        while !attached() && std::time::Instant::now() < end {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        fs::write(POOL, "200000")?;
+        fs::write(POOL, "0")?;
+        let found = rows_of(rows)?.len() as u64;
+        rustix::process::kill_process(rustix::process::Pid::from_child(&stacks), Signal::INT)?;
+        check!(stacks.wait()?.success(), "the profile");
+        let text = fs::read_to_string(&file)?;
+        fs::remove_file(&file)?;
+        let count = |line: &str| line.rsplit_once(' ')?.1.parse::<u64>().ok();
+        let sum: u64 = text.lines().filter_map(count).sum();
+        check!(found > 0, "something failed");
+        check_eq!(sum, found, "{text}");
+        check!(text.contains("alloc_pages"), "{text}");
+        PASS
+    })
+}
+
+fn bad_input() -> Outcome {
+    for (args, word) in [
+        (&["-o", "folded"][..], "--failed"),
+        (&["--events", "--failed"], "cannot be used with"),
+        (&["--events", "--top", "3"], "cannot be used with"),
+        (&["--hook", "nonsense"], "get_page_from_freelist"),
+        (&["--ring-kib", "3"], "power of two"),
+        (&["--max-entries", "0"], "invalid value"),
+        (&["-P", "x"], "whole number"),
+    ] {
+        let output = run(&[&["paf", "-n", "1"], args].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        check_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        check!(stderr.contains(word), "{args:?}: {stderr}");
+        check!(output.stdout.is_empty(), "{args:?} printed rows");
+    }
+    PASS
+}
