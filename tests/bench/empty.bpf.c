@@ -40,6 +40,18 @@ int BPF_PROG(empty_rss_stat)
 	return 0;
 }
 
+SEC("fentry/get_page_from_freelist")
+int BPF_PROG(empty_attempt)
+{
+	return 0;
+}
+
+SEC("tp_btf/mm_page_alloc")
+int BPF_PROG(empty_alloc)
+{
+	return 0;
+}
+
 SEC("perf_event")
 int empty_event(struct bpf_perf_event_data *ctx)
 {

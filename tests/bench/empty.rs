@@ -43,7 +43,7 @@ pub(crate) struct Empty {
 
 impl Empty {
     /// Attaches the empty program that belongs to `hook`, a hook of procstat,
-    /// anon or faults as `mem_watcher doctor` names it.
+    /// anon, faults or paf as `mem_watcher doctor` names it.
     pub(crate) fn attach(hook: &str) -> Result<Self> {
         let name = match hook {
             "fentry:finish_task_switch" => "empty_finish",
@@ -51,6 +51,8 @@ impl Empty {
             "fexit:do_anonymous_page" => "empty_anon",
             "tp_btf:rss_stat" => "empty_rss_stat",
             "fexit:handle_mm_fault" => "empty_fault",
+            "fentry:get_page_from_freelist" => "empty_attempt",
+            "tp_btf:mm_page_alloc" => "empty_alloc",
             "perf:page-faults" => "empty_event",
             _ => return Err(format!("no empty program is made for the hook {hook}").into()),
         };

@@ -11,6 +11,7 @@ mod machine;
 mod memleak;
 mod memleak_report;
 mod memory;
+mod paf;
 mod pages;
 mod peer;
 mod procstat;
@@ -73,6 +74,8 @@ enum Subject {
     Pages,
     /// Cost at a page fault, by process and by stack
     Faults,
+    /// Cost at a request for a page, of paf
+    Paf,
     /// Cost at the system calls of mmapsnoop, brkstack and shmsnoop
     Snoops,
     /// Time to the first row
@@ -123,13 +126,14 @@ fn run(options: Options) -> Result<()> {
     };
     let load = machine::load();
     let wanted = |subject| options.subject == subject || options.subject == Subject::All;
-    let subjects: [(Subject, Measure); 10] = [
+    let subjects: [(Subject, Measure); 11] = [
         (Subject::Procstat, procstat::run),
         (Subject::Sysstat, sysstat::run),
         (Subject::Memleak, memleak::run),
         (Subject::Anon, anon::run),
         (Subject::Pages, pages::run),
         (Subject::Faults, faults::run),
+        (Subject::Paf, paf::run),
         (Subject::Snoops, snoops::run),
         (Subject::Start, start::run),
         (Subject::Memory, memory::run),
@@ -143,7 +147,8 @@ fn run(options: Options) -> Result<()> {
         }
     }
     say(&format!("\n{}", machine::describe(&bench.cpus)?))?;
-    for command in ["procstat", "sysstat", "memleak", "anon", "pages", "faults", "mmapsnoop"] {
+    for command in ["procstat", "sysstat", "memleak", "anon", "pages", "faults", "paf", "mmapsnoop"]
+    {
         say(&format!("{command}: {}", machine::hook(&bench.program, command)?))?;
     }
     say(&format!("load average {load} before, {} after", machine::load()))?;

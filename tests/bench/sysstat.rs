@@ -88,7 +88,7 @@ fn seconds(toucher: &mut Toucher, bytes: usize) -> Result<f64> {
 }
 
 /// 1 GiB, or half of what is available where that is less.
-fn amount() -> Result<usize> {
+pub(crate) fn amount() -> Result<usize> {
     let meminfo = fs::read_to_string("/proc/meminfo")?;
     let available = meminfo
         .lines()

@@ -26,6 +26,7 @@ use crate::common::watcher::Totals;
 use crate::common::watcher::Watcher;
 use crate::common::watcher::run;
 use crate::common::worker::Worker;
+use crate::faults::agrees;
 use crate::faults::with_hook_of;
 
 #[derive(Clone, Copy)]
@@ -109,6 +110,16 @@ fn touched(sums: &BTreeMap<Asked, u64>) -> u64 {
         *order == 0 && gfp.starts_with("GFP_HIGHUSER_MOVABLE|") && gfp.contains("__GFP_ZERO")
     };
     sums.iter().filter(|(asked, _)| is_it(asked)).map(|(_, n)| n).sum()
+}
+
+/// Ends a watcher and returns its rows, and how many more there may have been: the
+/// program is skipped in interrupts of its own runs, whosoever's they are.
+fn rows_and_lost(watcher: Watcher) -> Result<(Vec<Value>, u64), Failed> {
+    let (code, rows, stderr) = watcher.stop();
+    match Totals::parse(&stderr) {
+        Some(totals) if code == Some(0) => Ok((rows, totals.lost)),
+        _ => Err(format!("exit code {code:?}: {stderr}").into()),
+    }
 }
 
 /// Ends a watcher, which must have lost nothing, and returns its rows.
@@ -213,8 +224,16 @@ fn each_request(hook: Hook) -> Outcome {
         }
     }
     check!(rows.iter().all(|row| row["pid"] == worker.pid() && row["tid"] == worker.pid()), "PID");
-    let free: Vec<u64> = rows.iter().filter_map(|row| row["free_pages"].as_u64()).collect();
-    check!(free.iter().min() < free.iter().max(), "free memory moves: {:?}", free.first());
+    if is_guest() {
+        // Others take little beside the worker.
+        let after = zoneinfo();
+        for row in rows.iter().filter(|row| row["zone"] == "DMA32").step_by(97) {
+            let zone = (number(row, "node"), "DMA32".to_owned());
+            let (one, two) = (zones[&zone]["free"], after[&zone]["free"]);
+            let free = number(row, "free_pages");
+            check!(free + 4096 >= one.min(two) && free <= one.max(two) + 4096, "{one}, {two}: {row}");
+        }
+    }
     let known = rows.iter().filter(|row| row["alloc"].is_string()).count();
     if hook.attempts {
         // An interrupt that asks for pages too hides an attempt.
@@ -299,7 +318,9 @@ fn check_reason(row: &Value, hook: Hook) -> Outcome {
     let atomic = !row["gfp"].as_str().is_some_and(may_reclaim);
     check_eq!(reason.ends_with(", atomic context"), atomic, "{row}");
     let reason = reason.trim_end_matches(", atomic context");
-    check!(["below watermark", "fragmentation"].contains(&reason), "{row}");
+    // Without attempts it is not known which node a request was bound to.
+    let known = ["below watermark", "fragmentation"].contains(&reason);
+    check!(known || (!hook.attempts && reason == "room again"), "{row}");
     if hook.attempts && row["zone"] == "DMA32" {
         // What it was allowed to use up differs by at most the whole reserve.
         let (free, high) = (number(row, "free_pages"), number(row, "high_pages"));
@@ -317,7 +338,7 @@ fn check_reason(row: &Value, hook: Hook) -> Outcome {
         .iter()
         .filter_map(|frame| frame["symbol"].as_str())
         .collect();
-    check!(stack.iter().take(3).any(|name| name.contains("alloc_pages")), "{stack:?}");
+    check!(stack.iter().take(3).any(|name| name.contains("alloc")), "{stack:?}");
     check!(!stack.iter().any(|name| name.starts_with("bpf_")), "{stack:?}");
     PASS
 }
@@ -374,22 +395,23 @@ fn in_pieces(hook: Hook) -> Outcome {
             Ok(())
         })?;
         let after = oracle::vmstat("/proc/vmstat");
-        let rows = rows_of(watcher)?;
+        let (rows, lost) = rows_and_lost(watcher)?;
         let lines = record.ok_or("no record")?;
         check!(lines.iter().all(|line| got_nothing(line)), "{lines:?}");
         check!(!rows.is_empty(), "251 huge pages fit in: {lines:?}");
-        check_eq!(
-            tally(rows.iter().map(of_row)),
-            tally(lines.iter().map(|line| asked(line))),
-            "the kernel's record"
-        );
+        let ours = tally(rows.iter().map(of_row));
+        let kernels = tally(lines.iter().map(|line| asked(line)));
+        check_eq!(ours.keys().collect::<Vec<_>>(), kernels.keys().collect::<Vec<_>>(), "kinds");
+        for (asked, &due) in &kernels {
+            check!(agrees(ours[asked], due, lost), "{asked:?}: {} of {due}, {lost} lost", ours[asked]);
+        }
         let huge = rows.iter().filter(|row| row["order"] == 9).count() as u64;
         let fallbacks = after["thp_fault_fallback"] - before["thp_fault_fallback"];
-        check_eq!(huge, fallbacks, "thp_fault_fallback");
+        check!(agrees(huge, fallbacks, lost), "{huge}, {lost} lost; thp_fault_fallback {fallbacks}");
         rows.iter().try_for_each(|row| check_reason(row, hook).map(drop))?;
         let words = |text: &str| rows.iter().filter(|row| row["reason"] == text).count();
         check!(
-            words("fragmentation, atomic context") > 0,
+            !hook.attempts || words("fragmentation, atomic context") > 0,
             "{:?}",
             rows.iter().map(|row| row["reason"].as_str()).collect::<BTreeSet<_>>()
         );
@@ -410,17 +432,19 @@ fn all_memory(hook: Hook) -> Outcome {
     if_supported("hugetlb", is_guest() && fs::metadata(POOL).is_ok(), || {
         let pid = std::process::id().to_string();
         let watcher = start(hook, &["--failed", "-P", &pid]);
-        let filter = format!("pfn == 18446744073709551615 && order == 9");
+        let filter =
+            format!("common_pid == {pid} && pfn == 18446744073709551615 && order == 9");
         let ((), record) = recorded(&filter, || {
             fs::write(POOL, "200000")?;
             fs::write(POOL, "0")?;
             Ok(())
         })?;
-        let rows = rows_of(watcher)?;
+        let (rows, lost) = rows_and_lost(watcher)?;
         let lines = record.ok_or("no record")?;
         check!(!lines.is_empty(), "all of it was to be had");
         let huge: Vec<&Value> = rows.iter().filter(|row| row["order"] == 9).collect();
-        check_eq!(huge.len(), lines.len(), "failures: {rows:?}");
+        let (found, due) = (huge.len() as u64, lines.len() as u64);
+        check!(agrees(found, due, lost), "{found} of {due} failures, {lost} lost: {lines:?}");
         for row in huge {
             check_reason(row, hook)?;
             check_eq!(row["pid"].as_u64(), Some(std::process::id().into()), "{row}");
@@ -564,7 +588,8 @@ fn folded() -> Outcome {
         std::thread::sleep(std::time::Duration::from_millis(500));
         fs::write(POOL, "200000")?;
         fs::write(POOL, "0")?;
-        let found = rows_of(rows)?.len() as u64;
+        let (found, lost) = rows_and_lost(rows)?;
+        let found = found.len() as u64;
         rustix::process::kill_process(rustix::process::Pid::from_child(&stacks), Signal::INT)?;
         check!(stacks.wait()?.success(), "the profile");
         let text = fs::read_to_string(&file)?;
@@ -572,8 +597,9 @@ fn folded() -> Outcome {
         let count = |line: &str| line.rsplit_once(' ')?.1.parse::<u64>().ok();
         let sum: u64 = text.lines().filter_map(count).sum();
         check!(found > 0, "something failed");
-        check_eq!(sum, found, "{text}");
-        check!(text.contains("alloc_pages"), "{text}");
+        // Each of the two is skipped where its own program is interrupted.
+        check!(sum.abs_diff(found) <= lost + 16 && sum > 0, "{sum}, {found}, {lost} lost: {text}");
+        check!(text.contains("alloc"), "{text}");
         PASS
     })
 }
