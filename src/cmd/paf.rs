@@ -259,7 +259,7 @@ impl Tool for Paf {
         let _links = plan.attach(skel.object())?;
         let _charges = charge.attach(skel.object())?;
         if !found() && plan.hook.attach.len() > 1 {
-            lure(&found);
+            lure(found);
             run_once(&skel.progs.read_zones)?;
         }
         let mut notes = plan.notes();
