@@ -13,6 +13,7 @@
 #include <bpf/bpf_helpers.h>
 #include "compat.bpf.h"
 #include "event.bpf.h"
+#include "faulter.bpf.h"
 #include "target.bpf.h"
 
 /* enum fault_kind; the order of Kind in src/faults/mod.rs */
@@ -84,45 +85,6 @@ static __always_inline __u32 fault_kind_of(struct vm_area_struct *vma)
 	if (!BPF_CORE_READ(vma, vm_ops))
 		return FAULT_ANON;
 	return fault_kind_of_file(BPF_CORE_READ(vma, vm_file));
-}
-
-/* The process whose fault counters grow: that of the running thread. */
-struct faulter {
-	struct task_struct *leader;
-	__u32 tgid;
-	__u32 tid;
-};
-
-/* False for those nobody asked about. */
-static __always_inline bool faulter_find(struct faulter *f)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-	__u64 id = bpf_get_current_pid_tgid();
-
-	f->tgid = id >> 32;
-	f->tid = id;
-	if (!target_has_tgid(f->tgid))
-		return false;
-	f->leader = BPF_CORE_READ(task, group_leader);
-	return target_matches(task, f->leader, f->tgid);
-}
-
-/*
- * A number for the program a process runs: PID (22 bits, PID_MAX_LIMIT), start in
- * clock ticks as /proc/PID/stat shows it (32 bits, so that a PID that is used
- * again is another process), and how many programs it executed (6 bits). The 4
- * bits behind are the caller's.
- */
-#define FAULTER_SHIFT 4
-#define NS_PER_TICK 10000000 /* USER_HZ is 100, include/asm-generic/param.h */
-
-static __always_inline __u64 faulter_id(const struct faulter *f)
-{
-	struct task_struct *leader = f->leader;
-	__u64 start = BPF_CORE_READ(leader, start_boottime) / NS_PER_TICK;
-	__u64 execs = BPF_CORE_READ(leader, self_exec_id);
-
-	return (__u64)f->tgid << 42 | (start & 0xffffffff) << 10 | (execs & 0x3f) << FAULTER_SHIFT;
 }
 
 /*
