@@ -106,7 +106,7 @@ struct {
 } scratch SEC(".maps");
 
 /* Frames from which the reason of a reclaim can be told (src/cmd/drsnoop.rs). */
-#define REASON_DEPTH 16
+#define REASON_DEPTH 8
 
 static __always_inline __u64 stack_here(void *ctx, __u32 kind, __u64 owner, __u64 flags, __u32 most)
 {

@@ -132,7 +132,7 @@ static CHOICE: Choice = Choice {
             programs: BESIDE_K,
             attach: READ_WRITE_K,
             needs: &[
-                Need::Field("page", "private"),
+                Need::Field("task_struct", "tgid"),
                 Need::ReadKernel,
                 Need::Symbol("swap_read_folio"),
                 Need::Symbol("__swap_writepage"),
@@ -145,7 +145,7 @@ static CHOICE: Choice = Choice {
             programs: BESIDE_K,
             attach: READ_WRITE_K,
             needs: &[
-                Need::Field("page", "private"),
+                Need::Field("task_struct", "tgid"),
                 Need::ReadKernel,
                 Need::Symbol("swap_readpage"),
                 Need::Symbol("__swap_writepage"),

@@ -118,21 +118,58 @@ impl Row<15> for Stall {
         Column::new("PID", "pid", Unit::Id, 7, ALWAYS, "stalled process (thread group)"),
         Column::new("COMM", "comm", Unit::Text, 15, ALWAYS, "its name"),
         Column::new("ORDER", "order", Unit::Count, 5, ALWAYS, "pages asked for: 2 to the power of"),
-        Column::new("LAT", "latency_us", Unit::Count, 8, ALWAYS, "how long it took, in microseconds"),
+        Column::new(
+            "LAT",
+            "latency_us",
+            Unit::Count,
+            8,
+            ALWAYS,
+            "how long it took, in microseconds",
+        ),
         Column::new("RECLAIMED", "reclaimed", Unit::Size, 9, ALWAYS, "what the thread reclaimed"),
         Column::new("FREE", "free", Unit::Size, 9, ALWAYS, "free on the machine when it began"),
-        Column::new("CAUSE", "cause", Unit::Text, 10, ALWAYS, "direct, limit, high, high-delay, proactive, memcg, node, compaction"),
+        Column::new(
+            "CAUSE",
+            "cause",
+            Unit::Text,
+            10,
+            ALWAYS,
+            "direct, limit, high, high-delay, proactive, memcg, node, compaction",
+        ),
         Column::new("CGROUP", "cgroup", Unit::Text, 12, ALWAYS, "cgroup of the stalled process"),
-        Column::new("TARGET", "target", Unit::Text, 12, ALWAYS, "cgroup that is reclaimed, or above its limit"),
-        Column::new("STACK", "stack", Unit::Stack, 0, STACKS, "kernel functions, then those of the program (--stack)"),
+        Column::new(
+            "TARGET",
+            "target",
+            Unit::Text,
+            12,
+            ALWAYS,
+            "cgroup that is reclaimed, or above its limit",
+        ),
+        Column::new(
+            "STACK",
+            "stack",
+            Unit::Stack,
+            0,
+            STACKS,
+            "kernel functions, then those of the program (--stack)",
+        ),
         Column::new("TID", "tid", Unit::Id, 7, MACHINE, "stalled thread"),
-        Column::new("PAUSED", "paused_us", Unit::Count, 8, MACHINE, "of LAT: pauses while others write or reclaim, in microseconds"),
+        Column::new(
+            "PAUSED",
+            "paused_us",
+            Unit::Count,
+            8,
+            MACHINE,
+            "of LAT: pauses while others write or reclaim, in microseconds",
+        ),
         Column::new("GFP", "gfp", Unit::Text, 8, MACHINE, "flags of the request, hexadecimal"),
         Column::new("RESULT", "result", Unit::Text, 8, MACHINE, "what came of a compaction"),
     ];
 
     fn values(&self) -> [Value<'_>; 15] {
-        let text = |text: Option<&'_ str>| text.map_or(Value::Missing, |t| Value::Text(t.to_owned().into()));
+        let text = |text: Option<&'_ str>| {
+            text.map_or(Value::Missing, |t| Value::Text(t.to_owned().into()))
+        };
         [
             Value::Time(self.time),
             Value::Count(self.pid.into()),
@@ -170,7 +207,10 @@ mod tests {
         let told = |names: &[&str]| reason(&frames(names));
         let free = "try_to_free_mem_cgroup_pages";
         assert_eq!(told(&[free, "try_charge_memcg", "charge_memcg"]), "limit");
-        assert_eq!(told(&[free, "reclaim_high.constprop.0", "mem_cgroup_handle_over_high"]), "high");
+        assert_eq!(
+            told(&[free, "reclaim_high.constprop.0", "mem_cgroup_handle_over_high"]),
+            "high"
+        );
         // A large charge looks at memory.high at once.
         assert_eq!(told(&[free, "__mem_cgroup_handle_over_high", "try_charge_memcg"]), "high");
         assert_eq!(told(&[free, "user_proactive_reclaim", "memory_reclaim"]), "proactive");

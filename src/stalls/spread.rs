@@ -65,8 +65,12 @@ impl Spread {
             // At least one character for what is not nothing.
             let bar = (class.stalls * BAR).div_ceil(most) as usize;
             let below = class.below_us.map_or_else(|| "-".to_owned(), |us| us.to_string());
-            let line =
-                format!("{:>10} .. {below:>10} us {:>8} {}", class.from_us, class.stalls, "*".repeat(bar));
+            let line = format!(
+                "{:>10} .. {below:>10} us {:>8} {}",
+                class.from_us,
+                class.stalls,
+                "*".repeat(bar)
+            );
             line.trim_end().to_owned()
         }));
         lines
@@ -142,8 +146,22 @@ impl Row<5> for Total {
         Column::new("KIND", "kind", Unit::Text, 5, ALWAYS, "total"),
         Column::new("STALLS", "stalls", Unit::Count, 8, ALWAYS, "how many"),
         Column::new("TOTAL", "total_us", Unit::Count, 10, ALWAYS, "together, in microseconds"),
-        Column::new("SOME", "psi_some", Unit::Percent, 6, ALWAYS, "of the time some task was stalled for memory (PSI)"),
-        Column::new("FULL", "psi_full", Unit::Percent, 6, ALWAYS, "of the time all tasks were (PSI)"),
+        Column::new(
+            "SOME",
+            "psi_some",
+            Unit::Percent,
+            6,
+            ALWAYS,
+            "of the time some task was stalled for memory (PSI)",
+        ),
+        Column::new(
+            "FULL",
+            "psi_full",
+            Unit::Percent,
+            6,
+            ALWAYS,
+            "of the time all tasks were (PSI)",
+        ),
     ];
 
     fn values(&self) -> [Value<'_>; 5] {

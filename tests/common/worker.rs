@@ -6,6 +6,7 @@ mod anon;
 mod faults;
 mod pages;
 pub mod snoops;
+mod stalls;
 
 use std::env;
 use std::fs::File;
@@ -355,6 +356,7 @@ impl State {
                     .anon(other, n, size)
                     .or_else(|| self.pages(other, n, size))
                     .or_else(|| self.faults(other, n, size))
+                    .or_else(|| self.stalls(other, n))
                     .or_else(|| self.snoops(other, n, size));
                 return known.unwrap_or_else(|| panic!("unknown order {other:?}"));
             }
