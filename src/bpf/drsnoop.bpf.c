@@ -295,14 +295,14 @@ int BPF_KPROBE(for_memcg_k, struct mem_cgroup *memcg)
 	return reclaim_for(memcg);
 }
 
-#define RECLAIM_BEGINS(name, event, kind)                                                          \
+#define RECLAIM_BEGINS(name, btf_name, event, kind)                                                \
 	SEC("tp/vmscan/" #event)                                                                   \
 	int name(struct reclaim_begin___any *ctx)                                                  \
 	{                                                                                          \
 		return reclaim_begin(ctx, kind, ctx->order, ctx->gfp_flags, reclaim_target(ctx));  \
 	}                                                                                          \
 	SEC("tp_btf/" #event)                                                                      \
-	int name##_b(__u64 *ctx)                                                                   \
+	int btf_name(__u64 *ctx)                                                                   \
 	{                                                                                          \
 		if (reclaim_events_have_memcg())                                                   \
 			return reclaim_begin(ctx, kind, ctx[1], ctx[0],                            \
@@ -310,23 +310,23 @@ int BPF_KPROBE(for_memcg_k, struct mem_cgroup *memcg)
 		return reclaim_begin(ctx, kind, ctx[0], ctx[1], 0);                                \
 	}
 
-#define RECLAIM_ENDS(name, event)                                                                  \
+#define RECLAIM_ENDS(name, btf_name, event)                                                        \
 	SEC("tp/vmscan/" #event)                                                                   \
 	int name(struct trace_event_raw_mm_vmscan_direct_reclaim_end_template *ctx)                \
 	{                                                                                          \
 		return reclaim_end(ctx, ctx->nr_reclaimed);                                        \
 	}                                                                                          \
 	SEC("tp_btf/" #event)                                                                      \
-	int name##_b(__u64 *ctx)                                                                   \
+	int btf_name(__u64 *ctx)                                                                   \
 	{                                                                                          \
 		return reclaim_end(ctx, ctx[0]);                                                   \
 	}
 
-RECLAIM_BEGINS(direct_begin, mm_vmscan_direct_reclaim_begin, KIND_DIRECT)
-RECLAIM_ENDS(direct_end, mm_vmscan_direct_reclaim_end)
-RECLAIM_BEGINS(memcg_begin, mm_vmscan_memcg_reclaim_begin, KIND_MEMCG)
-RECLAIM_ENDS(memcg_end, mm_vmscan_memcg_reclaim_end)
-RECLAIM_ENDS(node_end, mm_vmscan_node_reclaim_end)
+RECLAIM_BEGINS(direct_begin, direct_begin_b, mm_vmscan_direct_reclaim_begin, KIND_DIRECT)
+RECLAIM_ENDS(direct_end, direct_end_b, mm_vmscan_direct_reclaim_end)
+RECLAIM_BEGINS(memcg_begin, memcg_begin_b, mm_vmscan_memcg_reclaim_begin, KIND_MEMCG)
+RECLAIM_ENDS(memcg_end, memcg_end_b, mm_vmscan_memcg_reclaim_end)
+RECLAIM_ENDS(node_end, node_end_b, mm_vmscan_node_reclaim_end)
 
 SEC("tp/vmscan/mm_vmscan_node_reclaim_begin")
 int node_begin(struct trace_event_raw_mm_vmscan_node_reclaim_begin *ctx)

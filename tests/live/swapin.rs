@@ -23,6 +23,7 @@ use crate::common::kernels::zram_swap;
 use crate::common::leak::number;
 use crate::common::oracle;
 use crate::common::oracle::vmstat;
+use crate::common::pressure::Cgroup;
 use crate::common::pressure::DISK;
 use crate::common::test;
 use crate::common::watcher::PATIENCE;
@@ -69,6 +70,8 @@ pub fn tests() -> Vec<Trial> {
 struct Watched {
     watcher: Watcher,
     worker: Worker,
+    /// In which the worker is, where pages do not leave by themselves.
+    group: Option<Cgroup>,
 }
 
 /// What the kernel counts.
@@ -111,7 +114,7 @@ impl Watched {
         let worker = Worker::start();
         let watcher = Watcher::start(&["swapin", "--hook", hook, "-i", "0.2", "--unit", "pages"]);
         assert_eq!(watcher.header["hook"].as_str(), Some(hook), "the header names the hook");
-        Self { watcher, worker }
+        Self { watcher, worker, group: None }
     }
 
     /// Writes the worker's memory to swap until nothing of it is left in memory.
@@ -128,6 +131,11 @@ impl Watched {
                 return Err(format!("{cached} KiB in the swap cache, {here} KiB here").into());
             }
             thread::sleep(Duration::from_millis(20));
+            // What was being written is in the swap cache until somebody reclaims it.
+            if let Some(group) = &self.group {
+                group.set("memory.high", "1M")?;
+                group.set("memory.high", "max")?;
+            }
         }
     }
 }
@@ -222,8 +230,11 @@ fn disk(hook: &str) -> Outcome {
     let _area = DiskSwap::begin()?;
     let mut watched = Watched::start(hook);
     let pid = watched.worker.pid();
+    let group = Cgroup::create("swapin").ok_or("no memory cgroup")?;
+    group.add(pid)?;
+    watched.group = Some(group);
     let trip = trip(&mut watched, "anon 2003")?;
-    let Watched { watcher, worker } = watched;
+    let Watched { watcher, worker, group: _group } = watched;
     let (rows, lost) = stop(watcher)?;
     worker.end();
     let mine = of(&rows, pid);
@@ -250,7 +261,7 @@ fn zswap(hook: &str) -> Outcome {
         let mut watched = Watched::start(hook);
         let pid = watched.worker.pid();
         let trip = trip(&mut watched, "anon 1009")?;
-        let Watched { watcher, worker } = watched;
+        let Watched { watcher, worker, .. } = watched;
         let (rows, lost) = stop(watcher)?;
         worker.end();
         let mine = of(&rows, pid);

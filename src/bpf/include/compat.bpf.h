@@ -316,15 +316,26 @@ struct folio___named {
 	unsigned int _folio_nr_pages;
 } __attribute__((preserve_access_index));
 
+/* The flags of a page are a number (seen in 6.12), or a structure with one (seen in 7.2). */
+struct page___word {
+	unsigned long flags;
+} __attribute__((preserve_access_index));
+
+static __always_inline unsigned long flags_of_page(struct page *page)
+{
+	struct page___word *word = (void *)page;
+
+	if (bpf_core_field_exists(word->flags))
+		return BPF_CORE_READ(word, flags);
+	return BPF_CORE_READ(page, flags.f);
+}
+
 static __always_inline u32 pages_of_folio(struct page *page, u64 huge)
 {
 	struct folio___named *named = (void *)page;
 	struct folio *folio = (void *)page;
-	unsigned long flags = 0;
 
-	bpf_probe_read_kernel(&flags, sizeof(flags),
-			      (void *)page + bpf_core_field_offset(struct page, flags));
-	if (!(flags >> bpf_core_enum_value(enum pageflags, PG_head) & 1))
+	if (!(flags_of_page(page) >> bpf_core_enum_value(enum pageflags, PG_head) & 1))
 		return 1;
 	if (bpf_core_field_exists(folio->_nr_pages))
 		return BPF_CORE_READ(folio, _nr_pages);
