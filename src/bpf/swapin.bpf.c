@@ -248,10 +248,18 @@ static __always_inline int faulted(__u32 ret)
 
 /* --- the names of the functions are this kernel's, set before load --- */
 
+/* Both are read before one is chosen: the verifier wants fixed places. */
+static __always_inline struct page *page_argument(void *first, void *second)
+{
+	barrier_var(first);
+	barrier_var(second);
+	return swap_io_has_context() ? second : first;
+}
+
 SEC("fentry/swap_read_folio")
 int read_enter(__u64 *ctx)
 {
-	return read_begin((void *)(swap_io_has_context() ? ctx[1] : ctx[0]));
+	return read_begin(page_argument((void *)ctx[0], (void *)ctx[1]));
 }
 
 SEC("fexit/swap_read_folio")
@@ -263,7 +271,7 @@ int read_leave(__u64 *ctx)
 SEC("fentry/__swap_writepage")
 int write_enter(__u64 *ctx)
 {
-	return written((void *)(swap_io_has_context() ? ctx[1] : ctx[0]));
+	return written(page_argument((void *)ctx[0], (void *)ctx[1]));
 }
 
 SEC("fexit/do_swap_page")
@@ -317,7 +325,7 @@ int BPF_PROG(store_leave, struct page *page, __u64 ret)
 SEC("kprobe/swap_read_folio")
 int BPF_KPROBE(read_enter_k, void *first, void *second)
 {
-	return read_begin(swap_io_has_context() ? second : first);
+	return read_begin(page_argument(first, second));
 }
 
 SEC("kretprobe/swap_read_folio")
@@ -329,7 +337,7 @@ int BPF_KRETPROBE(read_leave_k)
 SEC("kprobe/__swap_writepage")
 int BPF_KPROBE(write_enter_k, void *first, void *second)
 {
-	return written(swap_io_has_context() ? second : first);
+	return written(page_argument(first, second));
 }
 
 SEC("kretprobe/do_swap_page")
