@@ -248,7 +248,10 @@ static __always_inline int faulted(__u32 ret)
 
 /* --- the names of the functions are this kernel's, set before load --- */
 
-/* Both are read before one is chosen: the verifier wants fixed places. */
+/*
+ * Of a kprobe: both are read before one is chosen, as the verifier wants fixed places.
+ * An fentry program must not read the other one, where it is no pointer to a structure.
+ */
 static __always_inline struct page *page_argument(void *first, void *second)
 {
 	barrier_var(first);
@@ -259,7 +262,7 @@ static __always_inline struct page *page_argument(void *first, void *second)
 SEC("fentry/swap_read_folio")
 int read_enter(__u64 *ctx)
 {
-	return read_begin(page_argument((void *)ctx[0], (void *)ctx[1]));
+	return read_begin((void *)(swap_io_has_context() ? ctx[1] : ctx[0]));
 }
 
 SEC("fexit/swap_read_folio")
@@ -271,7 +274,7 @@ int read_leave(__u64 *ctx)
 SEC("fentry/__swap_writepage")
 int write_enter(__u64 *ctx)
 {
-	return written(page_argument((void *)ctx[0], (void *)ctx[1]));
+	return written((void *)(swap_io_has_context() ? ctx[1] : ctx[0]));
 }
 
 SEC("fexit/do_swap_page")

@@ -199,30 +199,43 @@ fn zram(hook: &str) -> Outcome {
     PASS
 }
 
-/// A swap area on the guest's disk, used before all others. The others stay.
+/// A swap area on the guest's disk, and no other meanwhile: each CPU keeps places
+/// that it was given elsewhere before.
 struct DiskSwap;
+
+const ZRAM: &str = "/dev/zram0";
+
+fn swapon(device: &str) -> Result<(), Failed> {
+    let path = CString::new(device)?;
+    // SAFETY: a path, of a device of the guest that holds nothing else.
+    match unsafe { libc::swapon(path.as_ptr(), 0) } {
+        0 => Ok(()),
+        _ => Err(format!("swapon {device}: {}", std::io::Error::last_os_error()).into()),
+    }
+}
+
+fn swapoff(device: &str) {
+    let Ok(path) = CString::new(device) else { return };
+    // SAFETY: a path.
+    unsafe { libc::swapoff(path.as_ptr()) };
+}
 
 impl DiskSwap {
     fn begin() -> Result<Self, Failed> {
-        // SWAP_FLAG_PREFER (include/linux/swap.h), and the priority.
-        const FIRST: libc::c_int = 0x8000 | 100;
         if !Command::new("mkswap").arg(DISK).stdout(Stdio::null()).status()?.success() {
             return Err("mkswap".into());
         }
-        let disk = CString::new(DISK)?;
-        // SAFETY: a path; the disk is the guest's own and blank.
-        match unsafe { libc::swapon(disk.as_ptr(), FIRST) } {
-            0 => Ok(Self),
-            _ => Err(format!("swapon: {}", std::io::Error::last_os_error()).into()),
-        }
+        swapoff(ZRAM);
+        let area = Self;
+        swapon(DISK)?;
+        Ok(area)
     }
 }
 
 impl Drop for DiskSwap {
     fn drop(&mut self) {
-        let Ok(disk) = CString::new(DISK) else { return };
-        // SAFETY: a path.
-        unsafe { libc::swapoff(disk.as_ptr()) };
+        swapoff(DISK);
+        let _ = swapon(ZRAM);
     }
 }
 
