@@ -266,7 +266,9 @@ fn direct() -> Outcome {
             check_eq!(lost, 0, "{hook}: {} rows", rows.len());
             let direct = of_cause(&rows, "direct");
             check!(!direct.is_empty(), "{hook}: no direct reclaim in {wall} us");
-            check_eq!(direct.len() as u64, since("allocstall"), "{hook}: allocstall");
+            // do_try_to_free_pages() counts once more each time it starts over: three times at most.
+            let (stalls, counted) = (direct.len() as u64, since("allocstall"));
+            check!(stalls <= counted && counted <= 4 * stalls, "{hook}: {stalls}, allocstall {counted}");
             // What a thread reclaims also counts slab pages, each of which held an object
             // that was scanned; pgsteal_direct has pages of the LRU lists only.
             let (had, stolen) = (sum(&direct, "reclaimed_pages"), since("pgsteal_direct"));
@@ -280,7 +282,6 @@ fn direct() -> Outcome {
             check!(!mine.is_empty(), "{hook}: {direct:?}");
             took(&mine, wall)?;
             for row in &mine {
-                check_eq!(row["order"], 9, "{hook}: a huge page: {row}");
                 check!(row["target"].is_null() && number(row, "free_pages") > 0, "{hook}: {row}");
             }
             let total = figures.iter().find(|figure| figure["kind"] == "total").ok_or("a total")?;
