@@ -200,6 +200,28 @@ pub(crate) fn seconds(text: &str) -> std::result::Result<Duration, String> {
     Ok(Duration::from_secs_f64(value))
 }
 
+/// A time with its unit: `250us`, `5ms`, `30s`, `1.5m`, `2h`, `1d`; without one,
+/// seconds.
+pub(crate) fn span(text: &str) -> std::result::Result<Duration, String> {
+    let wrong = || "give a time such as 250us, 5ms, 30s, 5m or 2h".to_owned();
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: f64 = number.trim().parse().map_err(|_| wrong())?;
+    let seconds = match unit {
+        "us" => number / 1e6,
+        "ms" => number / 1000.0,
+        "s" | "" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        "d" => number * 86_400.0,
+        _ => return Err(wrong()),
+    };
+    if !(0.0..=1e9).contains(&seconds) {
+        return Err(wrong());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,6 +237,17 @@ mod tests {
         assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
         for bad in ["", "x", "-1", "0", "nan", "inf", "1e300", "0.0001"] {
             assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn spans_have_units() {
+        assert_eq!(span("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(span("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(span("17us"), Ok(Duration::from_micros(17)));
+        assert_eq!(span("1.5m"), Ok(Duration::from_secs(90)));
+        for bad in ["", "x", "-1s", "5w", "nan", "1e300s", "ms"] {
+            assert!(span(bad).is_err(), "{bad}");
         }
     }
 

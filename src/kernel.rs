@@ -86,6 +86,8 @@ pub enum Need {
     PagemapScan,
     /// A file or folder, for example of `/proc`.
     Path(&'static str),
+    /// Any one of them.
+    OneOf(&'static [Need]),
 }
 
 impl fmt::Display for Need {
@@ -111,6 +113,10 @@ impl fmt::Display for Need {
             Need::TaskStorage => f.write_str("task storage"),
             Need::PagemapScan => f.write_str("the PAGEMAP_SCAN request"),
             Need::Path(path) => write!(f, "`{path}`"),
+            Need::OneOf(needs) => {
+                let words: Vec<String> = needs.iter().map(Need::to_string).collect();
+                f.write_str(&words.join(" or "))
+            }
         }
     }
 }
@@ -264,6 +270,13 @@ impl KernelFacts {
         TRACEFS.into_iter().filter(|_| self.live).find_map(|root| read(root).ok())
     }
 
+    /// The name of the type a function returns, according to BTF.
+    pub fn returns(&self, func: &str) -> Option<String> {
+        let func: types::Func<'_> = find(self.btf()?, func, libbpf_sys::BTF_KIND_FUNC)?;
+        let proto = types::FuncProto::try_from(func.referenced_type()).ok()?;
+        Some(proto.referenced_type().name()?.to_str()?.to_owned())
+    }
+
     fn btf(&self) -> Option<&Btf<'static>> {
         self.btf.get_or_init(|| Btf::from_vmlinux().ok()).as_ref()
     }
@@ -351,6 +364,9 @@ impl KernelFacts {
                 Err(error) => Answer::No(format!("came with 6.7 ({})", brief(&error))),
             },
             Need::Path(path) => Answer::of(Path::new(path).exists(), || "not there".into()),
+            Need::OneOf(needs) => Answer::of(needs.iter().any(|&need| self.has(need)), || {
+                "none of them is on this kernel".into()
+            }),
         }
     }
 

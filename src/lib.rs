@@ -47,6 +47,7 @@ pub mod rss;
 pub mod shm;
 pub mod shown;
 pub mod skipped;
+pub mod stalls;
 pub mod symbols;
 pub mod syscalls;
 pub mod target;

@@ -21,7 +21,7 @@ use crate::skipped;
 pub const THREADS: u32 = 8192;
 
 /// The program that forgets the call of a thread that ends.
-const FORGET: &str = "on_exit";
+pub const FORGET: &str = "on_exit";
 
 /// The hook that sees the calls of 32-bit programs too.
 pub const ALL_CALLS: &str = "raw_syscalls:sys_enter";
@@ -83,7 +83,7 @@ macro_rules! set_flights {
 }
 
 /// Tracepoints are found through tracefs, which is root's alone.
-fn explain_tracefs(error: Error) -> Error {
+pub fn explain_tracefs(error: Error) -> Error {
     if error.kind() != Kind::Rights {
         return error;
     }

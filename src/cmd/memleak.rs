@@ -18,6 +18,7 @@ use crate::cli::LimitArgs;
 use crate::cli::RingArgs;
 use crate::cli::StackFormatArgs;
 use crate::cli::TargetArgs;
+use crate::cli::span;
 use crate::context::Context;
 use crate::engine::Pace;
 use crate::engine::Run;
@@ -166,7 +167,7 @@ struct What {
 struct Show {
     /// List only blocks older than this (10s, 5m, 2h); without it, all are
     /// listed, and OLDER counts those older than 10 s
-    #[arg(long, value_name = "AGE", value_parser = age)]
+    #[arg(long, value_name = "AGE", value_parser = span)]
     older: Option<Duration>,
     /// Stacks a report
     #[arg(long, value_name = "N", default_value_t = 10)]
@@ -199,26 +200,6 @@ struct OfKernel {
     /// Per-CPU allocations too
     #[arg(long, requires = "kernel_side")]
     percpu: bool,
-}
-
-/// `10`, `10s`, `1.5m`, `2h`, `250ms`.
-fn age(text: &str) -> std::result::Result<Duration, String> {
-    let wrong = || "give an age such as 30s, 5m, 2h or 250ms".to_owned();
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: f64 = number.trim().parse().map_err(|_| wrong())?;
-    let seconds = match unit {
-        "ms" => number / 1000.0,
-        "s" | "" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        "d" => number * 86_400.0,
-        _ => return Err(wrong()),
-    };
-    if !(0.0..=1e9).contains(&seconds) {
-        return Err(wrong());
-    }
-    Ok(Duration::from_secs_f64(seconds))
 }
 
 impl Tool for Memleak {
@@ -455,16 +436,6 @@ fn attached(tracer: &Tracer<'_>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ages_have_units() {
-        assert_eq!(age("10"), Ok(Duration::from_secs(10)));
-        assert_eq!(age("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(age("1.5m"), Ok(Duration::from_secs(90)));
-        for bad in ["", "x", "-1s", "5w", "nan", "1e300s"] {
-            assert!(age(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn hooks_are_attached_as_their_names_say() {

@@ -80,6 +80,8 @@ commands! {
     faults => Faults,
     ffaults => Ffaults,
     hfaults => Hfaults,
+    drsnoop => Drsnoop,
+    swapin => Swapin,
     mmapsnoop => Mmapsnoop,
     brkstack => Brkstack,
     shmsnoop => Shmsnoop,

@@ -43,13 +43,27 @@ impl<'obj> Attached<'obj> {
         procfs: &ProcFs,
         on_events: &[&'static str],
     ) -> Result<Self> {
-        let links = plan.attach(object)?;
-        let events = if on_events.is_empty() {
+        let numbers = [perf::PAGE_FAULTS_MIN, perf::PAGE_FAULTS_MAJ];
+        let programs: Vec<_> = on_events.iter().copied().zip(numbers).collect();
+        Self::with_links(object, plan, procfs, plan.attach(object)?, &programs)
+    }
+
+    /// The same for programs that are attached already, and others, each for the
+    /// event of that number.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn with_links(
+        object: &'obj Object,
+        plan: &Plan,
+        procfs: &ProcFs,
+        links: Vec<Link>,
+        programs: &[(&'static str, u64)],
+    ) -> Result<Self> {
+        let events = if programs.is_empty() {
             None
         } else {
-            let numbers = [perf::PAGE_FAULTS_MIN, perf::PAGE_FAULTS_MAJ];
-            let programs: Vec<_> = on_events.iter().copied().zip(numbers).collect();
-            Some(RefCell::new(perf::Events::attach(object, procfs, &programs)?))
+            Some(RefCell::new(perf::Events::attach(object, procfs, programs)?))
         };
         Ok(Self { object, _links: links, counting: plan.hook.attach, events, missed: Cell::new(0) })
     }

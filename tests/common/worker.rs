@@ -7,6 +7,7 @@ mod faults;
 mod paf;
 mod pages;
 pub mod snoops;
+mod stalls;
 
 use std::env;
 use std::fs::File;
@@ -357,7 +358,8 @@ impl State {
                     .or_else(|| self.pages(other, n, size))
                     .or_else(|| self.faults(other, n, size))
                     .or_else(|| self.snoops(other, n, size))
-                    .or_else(|| self.paf(other, n, size));
+                    .or_else(|| self.paf(other, n, size))
+                    .or_else(|| self.stalls(other, n));
                 return known.unwrap_or_else(|| panic!("unknown order {other:?}"));
             }
         }

@@ -242,4 +242,106 @@ static __always_inline struct kernfs_node *parent_of_kernfs(struct kernfs_node *
 	return BPF_CORE_READ((struct kernfs_node___old *)node, parent);
 }
 
+/*
+ * The tracepoints at the begin of reclaim.
+ *
+ * >= 7.2: (gfp, order, memcg); the trace event has the id of the memory cgroup's
+ * folder (seen in 7.2, not in 6.18).
+ *
+ * Before: (order, gfp); the flags have 4 bytes in the trace event of 5.10, 8 in
+ * that of 6.1. Relocations adjust the width. Delete when 7.2 is the oldest kernel
+ * supported.
+ */
+struct trace_event_raw_mm_vmscan_direct_reclaim_begin_template___any {
+	int order;
+	unsigned long gfp_flags;
+	u64 memcg_id;
+} __attribute__((preserve_access_index));
+
+#define reclaim_begin___any trace_event_raw_mm_vmscan_direct_reclaim_begin_template___any
+
+static __always_inline bool reclaim_events_have_memcg(void)
+{
+	return bpf_core_field_exists(((struct reclaim_begin___any *)0)->memcg_id);
+}
+
+static __always_inline u64 reclaim_target(struct reclaim_begin___any *event)
+{
+	return reclaim_events_have_memcg() ? event->memcg_id : 0;
+}
+
+/*
+ * Swap I/O takes a context, before the page, that gathers pages; pages are handed to
+ * the device by swap_add_folio() ("mm/swap: introduce struct swap_io_ctx", "mm/swap:
+ * also use struct swap_iocb for block I/O"; seen in 7.3, not in 7.2). Before, the
+ * page comes first. Delete when 7.3 is the oldest kernel supported.
+ */
+struct swap_io_ctx___seven {
+	struct swap_iocb *sio;
+} __attribute__((preserve_access_index));
+
+static __always_inline bool swap_io_has_context(void)
+{
+	return bpf_core_type_exists(struct swap_io_ctx___seven);
+}
+
+/*
+ * Swapped-out pages that were all zeroes are marked in a bitmap of the swap area
+ * (0ca0c24e3211 "mm: store zero pages to be swapped out in a bitmap", 6.12) until
+ * 7.2 or so: later ones are told by not being handed to a device (above).
+ */
+struct swap_info_struct___zeromap {
+	unsigned long *zeromap;
+} __attribute__((preserve_access_index));
+
+static __always_inline bool swap_page_is_zero(struct swap_info_struct *area, u64 offset)
+{
+	struct swap_info_struct___zeromap *marked = (void *)area;
+	unsigned long *map, word = 0;
+
+	if (!bpf_core_field_exists(marked->zeromap))
+		return false;
+	map = BPF_CORE_READ(marked, zeromap);
+	if (!map || bpf_probe_read_kernel(&word, sizeof(word), map + offset / 64))
+		return false;
+	return word >> (offset % 64) & 1;
+}
+
+/*
+ * Pages of a folio. The number is in its second page: `_nr_pages` (seen in 6.18),
+ * `_folio_nr_pages` (seen in 6.1 and 6.12); before, a page to be swapped is one
+ * page or a huge page of `huge` pages.
+ */
+struct folio___named {
+	unsigned int _folio_nr_pages;
+} __attribute__((preserve_access_index));
+
+/* The flags of a page are a number (seen in 6.12), or a structure with one (seen in 7.2). */
+struct page___word {
+	unsigned long flags;
+} __attribute__((preserve_access_index));
+
+static __always_inline unsigned long flags_of_page(struct page *page)
+{
+	struct page___word *word = (void *)page;
+
+	if (bpf_core_field_exists(word->flags))
+		return BPF_CORE_READ(word, flags);
+	return BPF_CORE_READ(page, flags.f);
+}
+
+static __always_inline u32 pages_of_folio(struct page *page, u64 huge)
+{
+	struct folio___named *named = (void *)page;
+	struct folio *folio = (void *)page;
+
+	if (!(flags_of_page(page) >> bpf_core_enum_value(enum pageflags, PG_head) & 1))
+		return 1;
+	if (bpf_core_field_exists(folio->_nr_pages))
+		return BPF_CORE_READ(folio, _nr_pages);
+	if (bpf_core_field_exists(named->_folio_nr_pages))
+		return BPF_CORE_READ(named, _folio_nr_pages);
+	return huge;
+}
+
 #endif /* MW_COMPAT_BPF_H */
