@@ -74,6 +74,7 @@ macro_rules! commands {
 commands! {
     procstat => Procstat,
     sysstat => Sysstat,
+    pr => Pr,
     memleak => Memleak,
     anon => Anon,
     pages => Pages,

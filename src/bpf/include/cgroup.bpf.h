@@ -57,7 +57,8 @@ static __always_inline __u64 cgroup_id(struct cgroup *cgrp)
 	return cgrp ? BPF_CORE_READ(cgrp, kn, id) : 0;
 }
 
-static __noinline int cgroup_read(struct cgroup_names *n, struct cgroup *cgrp)
+static __noinline __attribute__((unused)) int cgroup_read(struct cgroup_names *n,
+							  struct cgroup *cgrp)
 {
 	struct kernfs_node *node = BPF_CORE_READ(cgrp, kn);
 
