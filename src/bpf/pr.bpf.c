@@ -27,6 +27,9 @@ char LICENSE[] SEC("license") = "GPL";
 #define PAGEOUT 6
 #define OTHER 7
 
+/* Looking at an active list is no scan (LRU_ACTIVE, include/linux/mmzone.h). */
+#define IS_ACTIVE(lru) ((lru)&1)
+
 #define NO_NODE 0xffffffff
 #define PRIORITIES 16 /* DEF_PRIORITY is 12 (include/linux/mmzone.h) */
 
@@ -100,6 +103,7 @@ struct {
 /* What a thread is at, from one hook to the next. */
 struct pr_note {
 	__u64 scanned; /* and not yet accounted for */
+	__u64 looked;  /* by the scan under way */
 	__u64 before;  /* scan_control.nr_scanned when the call began */
 	__u64 pgdat;
 	__u64 sc;
@@ -299,13 +303,12 @@ static __always_inline void read_control(struct call *c, struct scan_control *sc
 
 /* isolate_lru_folios() is done: what it looked at counts as scanned, whatever it took. */
 static __always_inline int scan_done(struct lruvec *lruvec, __u64 scanned, struct scan_control *sc,
-				     __u32 lru, __u64 taken)
+				     __u64 taken)
 {
 	struct pr_note *note;
 	struct call c = {};
 
-	/* Looking at an active list is no scan: LRU_ACTIVE, include/linux/mmzone.h. */
-	if (lru & 1 || !scanned || !wanted_here())
+	if (!scanned || !wanted_here())
 		return 0;
 	if (taken) {
 		note = note_made();
@@ -379,15 +382,43 @@ static __always_inline int evict_begins(void)
 	return 0;
 }
 
+/*
+ * The function says through a pointer to a number what it looked at, which programs
+ * may not read among their arguments in 6.1; its event says the same.
+ */
+SEC("tp/vmscan/mm_vmscan_lru_isolate")
+int on_scan(struct trace_event_raw_mm_vmscan_lru_isolate *ctx)
+{
+	struct pr_note *note;
+
+	if (IS_ACTIVE(ctx->lru) || !ctx->nr_scanned || !wanted_here())
+		return 0;
+	note = note_made();
+	if (note)
+		note->looked = ctx->nr_scanned;
+	return 0;
+}
+
+static __always_inline int scan_ends(struct lruvec *lruvec, struct scan_control *sc, __u64 taken)
+{
+	struct pr_note *note = note_here();
+	__u64 scanned;
+
+	if (!note || !note->looked)
+		return 0;
+	scanned = note->looked;
+	note->looked = 0;
+	if (!taken)
+		note_drop();
+	return scan_done(lruvec, scanned, sc, taken);
+}
+
 SEC("fexit/isolate_lru_folios")
 int BPF_PROG(on_scan_folios, unsigned long nr_to_scan, struct lruvec *lruvec, struct list_head *dst,
 	     unsigned long *nr_scanned, struct scan_control *sc, enum lru_list lru,
 	     unsigned long taken)
 {
-	__u64 scanned = 0;
-
-	bpf_probe_read_kernel(&scanned, sizeof(unsigned long), nr_scanned);
-	return scan_done(lruvec, scanned, sc, lru, taken);
+	return scan_ends(lruvec, sc, taken);
 }
 
 SEC("fexit/isolate_lru_pages")
@@ -395,10 +426,7 @@ int BPF_PROG(on_scan_pages, unsigned long nr_to_scan, struct lruvec *lruvec, str
 	     unsigned long *nr_scanned, struct scan_control *sc, enum lru_list lru,
 	     unsigned long taken)
 {
-	__u64 scanned = 0;
-
-	bpf_probe_read_kernel(&scanned, sizeof(unsigned long), nr_scanned);
-	return scan_done(lruvec, scanned, sc, lru, taken);
+	return scan_ends(lruvec, sc, taken);
 }
 
 SEC("fentry/shrink_folio_list")
@@ -453,7 +481,7 @@ static __always_inline int keep_scan(struct lruvec *lruvec, unsigned long *nr_sc
 {
 	struct pr_note *note;
 
-	if (lru & 1 || !wanted_here())
+	if (IS_ACTIVE(lru) || !wanted_here())
 		return 0;
 	note = note_made();
 	if (!note)
@@ -481,9 +509,9 @@ static __always_inline int kept_scan(__u64 taken)
 	sc = (void *)note->sc;
 	bpf_probe_read_kernel(&scanned, sizeof(unsigned long), (void *)note->nr_scanned);
 	note->scanning = 0;
-	if (!taken && !note->scanned)
+	if (!taken)
 		note_drop();
-	return scan_done(lruvec, scanned, sc, 0, taken);
+	return scan_done(lruvec, scanned, sc, taken);
 }
 
 static __always_inline int keep_shrink(struct pglist_data *pgdat, struct scan_control *sc,
@@ -693,10 +721,12 @@ int tp_sleep(void *ctx)
 SEC("tp/vmscan/mm_vmscan_lru_isolate")
 int tp_isolate(struct trace_event_raw_mm_vmscan_lru_isolate *ctx)
 {
-	__u64 scanned = by_generation ? ctx->nr_taken : ctx->nr_scanned;
+	/* From memory: the verifier wants the context at offsets that are constant. */
+	volatile __u64 looked = ctx->nr_scanned, taken = ctx->nr_taken;
+	__u64 scanned = by_generation ? taken : looked;
 	struct pr_note *note;
 
-	if (ctx->lru & 1 || !scanned || !wanted_here())
+	if (IS_ACTIVE(ctx->lru) || !scanned || !wanted_here())
 		return 0;
 	note = note_made();
 	if (note)

@@ -78,6 +78,7 @@ commands! {
     memleak => Memleak,
     anon => Anon,
     pages => Pages,
+    vmscan => Vmscan,
     faults => Faults,
     ffaults => Ffaults,
     hfaults => Hfaults,

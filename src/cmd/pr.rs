@@ -17,6 +17,7 @@ use libbpf_rs::skel::SkelBuilder as _;
 use super::Tool;
 use super::skeleton;
 use crate::attach::Choice;
+use crate::attach::Extras;
 use crate::attach::Hook;
 use crate::attach::Plan;
 use crate::attach::prepare;
@@ -91,19 +92,31 @@ const EVICT: Need = Need::Func("evict_folios");
 /// trace events", 3dfbb555c98a "mm, vmscan: remove ISOLATE_UNMAPPED").
 const OLD_ISOLATE: Need = Need::Field("trace_event_raw_mm_vmscan_lru_isolate", "isolate_mode");
 
+/// Events that depend on how the kernel was built, or came later (reclaim_pages).
+const EVENTS: [(&str, Need); 7] = [
+    ("tp_pages", Need::Tracepoint("vmscan/mm_vmscan_reclaim_pages")),
+    ("tp_memcg", Need::Tracepoint("vmscan/mm_vmscan_memcg_reclaim_begin")),
+    ("tp_memcg_end", Need::Tracepoint("vmscan/mm_vmscan_memcg_reclaim_end")),
+    ("tp_soft", Need::Tracepoint("vmscan/mm_vmscan_memcg_softlimit_reclaim_begin")),
+    ("tp_soft_end", Need::Tracepoint("vmscan/mm_vmscan_memcg_softlimit_reclaim_end")),
+    ("tp_node", Need::Tracepoint("vmscan/mm_vmscan_node_reclaim_begin")),
+    ("tp_node_end", Need::Tracepoint("vmscan/mm_vmscan_node_reclaim_end")),
+];
+
 static CHOICE: Choice = Choice {
     purpose: "to see page reclaim",
     hooks: &[
         Hook {
             name: "fexit:shrink_folio_list",
             programs: &[],
-            attach: &["on_scan_folios", "on_folios_begin", "on_folios_done"],
+            attach: &["on_scan", "on_scan_folios", "on_folios_begin", "on_folios_done"],
             needs: &[
                 Need::KernelBtf,
                 Need::ReadKernel,
                 Need::Func("shrink_folio_list"),
                 Need::Func("isolate_lru_folios"),
                 Need::Params("isolate_lru_folios", 6),
+                Need::Tracepoint("vmscan/mm_vmscan_lru_isolate"),
                 Need::Fentry,
             ],
             loses: "",
@@ -111,7 +124,7 @@ static CHOICE: Choice = Choice {
         Hook {
             name: "fexit:shrink_page_list",
             programs: &[],
-            attach: &["on_scan_pages", "on_pages_begin", "on_pages_done"],
+            attach: &["on_scan", "on_scan_pages", "on_pages_begin", "on_pages_done"],
             needs: &[
                 Need::KernelBtf,
                 Need::ReadKernel,
@@ -119,6 +132,7 @@ static CHOICE: Choice = Choice {
                 Need::Params("shrink_page_list", 5),
                 Need::Func("isolate_lru_pages"),
                 Need::Params("isolate_lru_pages", 6),
+                Need::Tracepoint("vmscan/mm_vmscan_lru_isolate"),
                 Need::Fentry,
             ],
             loses: "",
@@ -157,12 +171,6 @@ static CHOICE: Choice = Choice {
                 "tp_inactive",
                 "tp_direct",
                 "tp_direct_end",
-                "tp_memcg",
-                "tp_memcg_end",
-                "tp_soft",
-                "tp_soft_end",
-                "tp_node",
-                "tp_node_end",
                 "tp_sleep",
             ],
             needs: &[
@@ -170,7 +178,7 @@ static CHOICE: Choice = Choice {
                 Need::ReadKernel,
                 Need::Tracepoint("vmscan/mm_vmscan_lru_isolate"),
                 Need::Tracepoint("vmscan/mm_vmscan_lru_shrink_inactive"),
-                Need::Tracepoint("vmscan/mm_vmscan_memcg_reclaim_begin"),
+                Need::Tracepoint("vmscan/mm_vmscan_direct_reclaim_begin"),
             ],
             loses: "how much a reclaim wants, its cgroup and unqueued dirty pages are not known; \
                     memory.reclaim and changes of a limit are told as memcg",
@@ -333,13 +341,8 @@ impl Tool for Pr {
         let builder = skel::PrSkelBuilder { obj_builder: ctx.kernel.object_builder()? };
         let mut open = builder.open(&mut storage)?;
         plan.select(open.open_object_mut());
-        let evict = on_functions && ctx.kernel.has(EVICT);
-        let more = more_programs(&plan, &ctx.kernel, evict);
-        for mut program in open.open_object_mut().progs_mut() {
-            if program.name().to_str().is_some_and(|name| more.contains(&name)) {
-                program.set_autoload(true);
-            }
-        }
+        let extras = extras(&plan, &ctx.kernel);
+        extras.select(open.open_object_mut());
         open.maps.sums.set_max_entries(self.max_entries)?;
         open.maps.events.set_max_entries(self.ring.bytes())?;
         set_target!(open, &ctx.target);
@@ -349,7 +352,7 @@ impl Tool for Pr {
             constants.by_process = (self.by == By::Process).into();
             constants.six_arguments =
                 ctx.kernel.has(Need::Params("shrink_folio_list", 6)).into();
-            constants.sees_evict = evict.into();
+            constants.sees_evict = (extras.has("on_evict_begin") || extras.has("k_evict")).into();
             if let [node] = ctx.procfs.nodes("online")[..] {
                 constants.only_node = node;
             }
@@ -366,11 +369,7 @@ impl Tool for Pr {
         let shared = skel.maps.bss_data.take().ok_or_else(|| Error::failure("no data section"))?;
         let mode = skel.maps.data_data.take().ok_or_else(|| Error::failure("no data section"))?;
         let mut links: Vec<Link> = plan.attach(skel.object())?;
-        for program in skel.object().progs_mut() {
-            if program.name().to_str().is_some_and(|name| more.contains(&name)) {
-                links.push(program.attach().context(|| format!("attaching {}", plan.hook.name))?);
-            }
-        }
+        links.extend(extras.attach(skel.object())?);
 
         let missed = || -> u64 { skel.object().progs_mut().map(|it| skipped::runs(&it)).sum() };
         let lost = || read_shared(&shared.lost_events) + missed();
@@ -425,16 +424,13 @@ fn generations_are_told(facts: &KernelFacts, procfs: &ProcFs) -> Result<()> {
 }
 
 /// Programs of a hook for what only some kernels have.
-fn more_programs(plan: &Plan, facts: &KernelFacts, evict: bool) -> Vec<&'static str> {
-    let kind = plan.hook.name.split(':').next();
-    match kind {
-        Some("fexit") if evict => vec!["on_evict_begin", "on_evict_done"],
-        Some("kprobe") if evict => vec!["k_evict", "kr_evict"],
-        Some("tp") if facts.has(Need::Tracepoint("vmscan/mm_vmscan_reclaim_pages")) => {
-            vec!["tp_pages"]
-        }
-        _ => Vec::new(),
-    }
+fn extras(plan: &Plan, facts: &KernelFacts) -> Extras {
+    let candidates: &[(&str, Need)] = match plan.hook.name.split(':').next() {
+        Some("fexit") => &[("on_evict_begin", EVICT), ("on_evict_done", EVICT)],
+        Some("kprobe") => &[("k_evict", EVICT), ("kr_evict", EVICT)],
+        _ => &EVENTS,
+    };
+    Extras::found(facts, candidates)
 }
 
 /// A key, as one that can be compared.

@@ -102,6 +102,8 @@ pub enum Unit {
     PerSecond,
     /// A share of one hundred; the key ends in `_percent`.
     Percent,
+    /// A time in milliseconds; the key ends in `_ms`.
+    Millis,
     /// A stack: below the row in a table, folded in CSV, an array in JSON.
     Stack,
 }
@@ -150,6 +152,7 @@ impl Column {
             Unit::Size => format!("{}_{}", self.key, size.suffix()),
             Unit::PerSecond => format!("{}_per_s", self.key),
             Unit::Percent => format!("{}_percent", self.key),
+            Unit::Millis => format!("{}_ms", self.key),
             _ => self.key.to_owned(),
         }
     }

@@ -6,6 +6,7 @@ pub mod leak;
 pub mod oracle;
 pub mod pressure;
 pub mod target;
+pub mod tracing;
 pub mod watcher;
 pub mod worker;
 

@@ -5,6 +5,7 @@
 mod anon;
 mod faults;
 mod pages;
+mod reclaim;
 pub mod snoops;
 
 use std::env;
@@ -355,7 +356,8 @@ impl State {
                     .anon(other, n, size)
                     .or_else(|| self.pages(other, n, size))
                     .or_else(|| self.faults(other, n, size))
-                    .or_else(|| self.snoops(other, n, size));
+                    .or_else(|| self.snoops(other, n, size))
+                    .or_else(|| self.reclaim(other, n));
                 return known.unwrap_or_else(|| panic!("unknown order {other:?}"));
             }
         }
