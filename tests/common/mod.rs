@@ -5,6 +5,7 @@ pub mod kernels;
 pub mod leak;
 pub mod oracle;
 pub mod pressure;
+pub mod scarce;
 pub mod target;
 pub mod tracing;
 pub mod watcher;

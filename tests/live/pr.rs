@@ -22,6 +22,7 @@ use crate::common::leak::number;
 use crate::common::oracle;
 use crate::common::pressure::Cgroup;
 use crate::common::pressure::drop_caches;
+use crate::common::scarce::scarce;
 use crate::common::test;
 use crate::common::tracing;
 use crate::common::tracing::Tracing;
@@ -52,9 +53,12 @@ pub fn tests() -> Vec<Trial> {
                 tests.push(test(name, move || with_hook(kind, by_generation, body)));
             };
             each("a cgroup's limit as memory.stat has it", limit);
-            each("kswapd and direct reclaim as vmstat has them", machine);
-            each("proactive reclaim as memory.stat has it", proactive);
-            each("pages a process wants out", pageout);
+            // The functions are the same for both of their hooks.
+            if kind.0 != "kprobe" || !by_generation {
+                each("kswapd and direct reclaim as vmstat has them", machine);
+                each("proactive reclaim as memory.stat has it", proactive);
+                each("pages a process wants out", pageout);
+            }
         }
         let name = format!("pr: single calls as the kernel records them, through {}", kind.0);
         tests.push(test(name, move || with_hook(kind, false, single_calls)));
@@ -136,6 +140,8 @@ fn guest_only(body: impl FnOnce() -> Outcome) -> Outcome {
 
 /// A worker in a cgroup of its own, with a limit in MiB.
 fn limited(name: &str, mib: u64) -> Result<(Cgroup, Worker), Failed> {
+    // What is in the page cache already is charged to others.
+    drop_caches();
     let cgroup = Cgroup::create(name).ok_or("no memory cgroup")?;
     cgroup.limit(mib << 20)?;
     let worker = Worker::start();
@@ -172,6 +178,7 @@ fn of_stat(cgroup: &Cgroup) -> Result<(u64, u64), Failed> {
 
 fn limit(hook: &'static str) -> Outcome {
     let (cgroup, mut worker) = limited("pr-limit", 16)?;
+    check!(cgroup.is_v2(), "v1 does not count it");
     let pid = worker.pid().to_string();
     let watcher = Watcher::start(&["pr", "--hook", hook, "-i", "0.5", "-P", &pid]);
     check_eq!(watcher.header["hook"].as_str(), Some(hook), "the header names the hook");
@@ -187,7 +194,7 @@ fn limit(hook: &'static str) -> Outcome {
     for row in &rows {
         check_eq!(row["who"], "memcg", "the limit is the cause: {row}");
         check_eq!(row["pid"], worker.pid(), "{row}");
-        check_eq!(number(row, "node"), 0, "{row}");
+        check!(number(row, "node") <= 1, "{row}");
         check!(number(row, "priority") <= 12, "{row}");
         if hook.starts_with("tp:") {
             check!(row["cgroup"].is_null() && row["wanted"].is_null(), "not known here: {row}");
@@ -235,10 +242,7 @@ fn machine(hook: &'static str) -> Outcome {
         drop_caches();
         let before = at_rest()?;
         let watcher = Watcher::start(&["pr", "--hook", hook, "-i", "0.5"]);
-        let mut hog = Worker::start();
-        let free = oracle::meminfo()["MemAvailable"] / oracle::page_kib();
-        hog.ask(&format!("anon {}", free + 16_381));
-        hog.kill();
+        drop(scarce(|_| ()));
         let after = at_rest()?;
         let (rows, lost) = finish(watcher)?;
         let due: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();

@@ -3,10 +3,14 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::io::Seek as _;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
 
 use super::State;
 use super::disk_file;
 use super::page;
+use crate::common::pressure::DISK;
 use crate::common::pressure::write_disk;
 
 impl State {
@@ -22,7 +26,20 @@ impl State {
                     file.read_exact(&mut piece).expect("reading the disk");
                 }
             }
-            "reclaim-write" => write_disk(n),
+            // Dirty pages, while others are on their way to the disk.
+            "reclaim-write" => {
+                let done = AtomicBool::new(false);
+                thread::scope(|scope| {
+                    scope.spawn(|| {
+                        let disk = File::open(DISK).expect("the disk");
+                        while !done.load(Ordering::Relaxed) {
+                            disk.sync_data().expect("fdatasync");
+                        }
+                    });
+                    write_disk(n);
+                    done.store(true, Ordering::Relaxed);
+                });
+            }
             _ => return None,
         }
         Some("done".into())
