@@ -27,7 +27,7 @@ use crate::batch;
 use crate::cgroups::Cgroups;
 use crate::cli::FormatArgs;
 use crate::cli::KernelArgs;
-use crate::cli::LimitArgs;
+use crate::cli::ShortLimitArgs;
 use crate::cli::TargetArgs;
 use crate::context::Context;
 use crate::engine::Pace;
@@ -160,9 +160,8 @@ pub struct Vmscan {
     /// A row for each cgroup, or name of a process, that did something
     #[arg(long, value_enum)]
     by: Option<By>,
-    /// How often each of the kernel's reclaim events (vmscan:*) came instead; -n is
-    /// for the number of reports
-    #[arg(long = "count", id = "events", conflicts_with_all = ["by", "hook"])]
+    /// How often each of the kernel's reclaim events (vmscan:*) came instead
+    #[arg(long = "count", conflicts_with_all = ["by", "hook"])]
     events: bool,
     /// At most this many rows a report, those that took longest or had most events
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -174,7 +173,7 @@ pub struct Vmscan {
     #[command(flatten)]
     targets: TargetArgs,
     #[command(flatten)]
-    limits: LimitArgs,
+    limits: ShortLimitArgs,
     #[command(flatten)]
     output: FormatArgs,
     #[command(flatten)]

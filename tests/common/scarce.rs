@@ -47,7 +47,7 @@ pub fn scarce(watch: impl FnOnce(u32)) -> Stalled {
     hog.ask(&format!("anon {}", free.saturating_sub(160 << 10) / oracle::page_kib()));
     let mut reader = Worker::start();
     reader.ask("reclaim-read 211");
-    let _min_free = MinFree::raise(64 << 10);
+    let _min_free = MinFree::raise(oracle::meminfo()["MemFree"] + (8 << 10));
     let started = Instant::now();
     late.ask("anon 4099");
     Stalled { wall: started.elapsed(), worker: late, _hog: hog }

@@ -176,6 +176,14 @@ fn of_stat(cgroup: &Cgroup) -> Result<(u64, u64), Failed> {
     Ok((line("pgscan")?, line("pgsteal")?))
 }
 
+/// Of a cgroup each CPU keeps up to MEMCG_CHARGE_BATCH (64, 32 before 5.16) of what it
+/// counts to itself (`__count_memcg_events()`, and since 5.16 what is not worth a
+/// flush of `cgroup_rstat`; mm/memcontrol.c).
+fn agrees_with_stat(found: u64, due: u64, lost: u64) -> bool {
+    let cpus = thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    found.abs_diff(due) <= 64 * cpus || agrees(found, due, lost)
+}
+
 fn limit(hook: &'static str) -> Outcome {
     let (cgroup, mut worker) = limited("pr-limit", 16)?;
     check!(cgroup.is_v2(), "v1 does not count it");
@@ -187,8 +195,8 @@ fn limit(hook: &'static str) -> Outcome {
     let after = of_stat(&cgroup)?;
     let (rows, lost) = finish(watcher)?;
     let (scanned, reclaimed) = (sum(&rows, "memcg", "scanned"), sum(&rows, "memcg", "reclaimed"));
-    check!(agrees(scanned, after.0 - before.0, lost), "pgscan {before:?} {after:?}: {rows:?}");
-    check!(agrees(reclaimed, after.1 - before.1, lost), "pgsteal {before:?} {after:?}: {rows:?}");
+    check!(agrees_with_stat(scanned, after.0 - before.0, lost), "pgscan {before:?} {after:?}: {rows:?}");
+    check!(agrees_with_stat(reclaimed, after.1 - before.1, lost), "pgsteal {before:?} {after:?}: {rows:?}");
     // What was read and has no room.
     check!(reclaimed >= (47 - 16) << 8, "{reclaimed} pages reclaimed");
     for row in &rows {
@@ -285,8 +293,8 @@ fn proactive(hook: &'static str) -> Outcome {
         done?;
         // The events cannot tell the one from the other.
         let who = if hook.starts_with("tp:") { "memcg" } else { "proactive" };
-        check!(agrees(sum(&rows, who, "scanned"), after.0 - before.0, lost), "{before:?} {after:?}: {rows:?}");
-        check!(agrees(sum(&rows, who, "reclaimed"), after.1 - before.1, lost), "{before:?} {after:?}: {rows:?}");
+        check!(agrees_with_stat(sum(&rows, who, "scanned"), after.0 - before.0, lost), "{before:?} {after:?}: {rows:?}");
+        check!(agrees_with_stat(sum(&rows, who, "reclaimed"), after.1 - before.1, lost), "{before:?} {after:?}: {rows:?}");
         check!(sum(&rows, who, "reclaimed") >= 11 << 8, "{rows:?}");
         check!(rows.iter().all(|row| row["who"] == who), "{rows:?}");
         if who == "proactive" {
@@ -331,7 +339,7 @@ fn single_calls(hook: &'static str) -> Outcome {
     if_supported("vmscan_events", recorded.is_some(), || {
         let recorded = recorded.ok_or("none")?;
         let watcher = Watcher::start(&["pr", "--events", "--hook", hook, "-P", &pid.to_string()]);
-        worker.ask("reclaim-write 61");
+        worker.ask("reclaim-write 3");
         let lines = recorded.stop();
         let (rows, lost) = finish(watcher)?;
         let own = |line: &&String| line.contains(&format!("-{pid} "));
@@ -355,8 +363,8 @@ fn single_calls(hook: &'static str) -> Outcome {
             check_eq!(found, due, "call by call");
         }
         check!(!due.is_empty() && found.len() + lost as usize >= due.len(), "{found:?}: {due:?}");
-        let moved = |at: usize| found.iter().map(|call| call[at]).sum::<u64>() > 0;
-        check!(moved(1) && moved(2), "dirty pages and writeback are seen: {found:?}");
+        let sums: Vec<u64> = (0..6).map(|at| found.iter().map(|call| call[at]).sum()).collect();
+        check!(sums[1] + sums[2] > 0, "neither dirty pages nor writeback are seen: {sums:?}");
         if !hook.starts_with("tp:") {
             check!(rows.iter().all(|row| row["unqueued"].as_u64() <= row["dirty"].as_u64()), "{rows:?}");
         }
@@ -413,7 +421,7 @@ fn filters() -> Outcome {
                 continue;
             }
             let reclaimed = sum(&rows, "memcg", "reclaimed");
-            check!(agrees(reclaimed, after.1 - before.1, lost), "{i}: {before:?} {after:?} {rows:?}");
+            check!(agrees_with_stat(reclaimed, after.1 - before.1, lost), "{i}: {before:?} {after:?} {rows:?}");
             check_eq!(rows.iter().all(|row| row.get("pid").is_none()), i == 2, "{i}: {rows:?}");
         }
         PASS
