@@ -267,7 +267,9 @@ impl Extras {
     pub fn attach(&self, object: &Object) -> Result<Vec<Link>> {
         let mut links = Vec::new();
         for program in object.progs_mut() {
-            let Some(name) = program.name().to_str().filter(|name| self.has(name)) else { continue };
+            let Some(name) = program.name().to_str().filter(|name| self.has(name)) else {
+                continue;
+            };
             links.push(program.attach().context(|| format!("attaching `{name}`"))?);
         }
         Ok(links)

@@ -85,8 +85,7 @@ const struct pr_event *pr_event_type __attribute__((unused));
 
 const volatile __u8 every_call;
 const volatile __u8 by_process = 1;
-const volatile __u8 six_arguments; /* of shrink_folio_list() */
-const volatile __u8 sees_evict;	   /* the programs on evict_folios() are attached */
+const volatile __u8 sees_evict; /* the programs on evict_folios() are attached */
 const volatile __u32 only_node = NO_NODE;
 
 /* Lists are by generation: the tracepoints mean something else by "scanned". */
@@ -352,8 +351,9 @@ static __always_inline int shrink_done(struct pglist_data *pgdat, struct scan_co
 	c.scanned = note->scanned;
 	/*
 	 * Lists by generation count what they hand over as scanned, once: what
-	 * evict_folios() hands over again is not fresh. So does nobody but this
-	 * command for lists that come from elsewhere.
+	 * evict_folios() hands over again is not fresh. Where no event said how much
+	 * that is, it is what the call looked at, which leaves out locked folios. So it
+	 * is for lists that come from elsewhere, which the kernel does not count.
 	 */
 	if (!c.scanned && (c.key.who == PAGEOUT || note->fresh || !sees_evict))
 		c.scanned = BPF_CORE_READ(sc, nr_scanned) - note->before;
@@ -394,7 +394,12 @@ int on_scan(struct trace_event_raw_mm_vmscan_lru_isolate *ctx)
 	if (IS_ACTIVE(ctx->lru) || !ctx->nr_scanned || !wanted_here())
 		return 0;
 	note = note_made();
-	if (note)
+	if (!note)
+		return 0;
+	/* By generation what is taken counts as scanned. Silent there before 6.7. */
+	if (note->fresh)
+		note->scanned = ctx->nr_taken;
+	else
 		note->looked = ctx->nr_scanned;
 	return 0;
 }
@@ -437,13 +442,21 @@ int BPF_PROG(on_folios_begin, struct list_head *list, struct pglist_data *pgdat,
 	return 0;
 }
 
-/* The result follows the last argument. */
+/* The result follows the last argument, of which there are five or six. */
 SEC("fexit/shrink_folio_list")
-int on_folios_done(__u64 *ctx)
+int BPF_PROG(on_five_done, struct list_head *list, struct pglist_data *pgdat,
+	     struct scan_control *sc, struct reclaim_stat *stat, bool ignore_references,
+	     unsigned int reclaimed)
 {
-	__u32 reclaimed = six_arguments ? ctx[6] : ctx[5];
+	return shrink_done(pgdat, sc, stat, reclaimed);
+}
 
-	return shrink_done((void *)ctx[1], (void *)ctx[2], (void *)ctx[3], reclaimed);
+SEC("fexit/shrink_folio_list")
+int BPF_PROG(on_six_done, struct list_head *list, struct pglist_data *pgdat,
+	     struct scan_control *sc, struct reclaim_stat *stat, bool ignore_references,
+	     struct mem_cgroup *memcg, unsigned int reclaimed)
+{
+	return shrink_done(pgdat, sc, stat, reclaimed);
 }
 
 SEC("fentry/shrink_page_list")

@@ -81,6 +81,9 @@ const NO_NODE: u32 = u32::MAX;
 /// Reports between two sweeps that make room for others.
 const SWEEP: u64 = 16;
 
+/// The first hook; its function takes five arguments or, since a cgroup is one, six.
+const FOLIOS: &str = "fexit:shrink_folio_list";
+
 /// The hook without functions.
 const TRACEPOINT: &str = "tp:mm_vmscan_lru_shrink_inactive";
 
@@ -107,9 +110,9 @@ static CHOICE: Choice = Choice {
     purpose: "to see page reclaim",
     hooks: &[
         Hook {
-            name: "fexit:shrink_folio_list",
+            name: FOLIOS,
             programs: &[],
-            attach: &["on_scan", "on_scan_folios", "on_folios_begin", "on_folios_done"],
+            attach: &["on_scan", "on_scan_folios", "on_folios_begin"],
             needs: &[
                 Need::KernelBtf,
                 Need::ReadKernel,
@@ -140,12 +143,13 @@ static CHOICE: Choice = Choice {
         Hook {
             name: "kprobe:shrink_folio_list",
             programs: &[],
-            attach: &["k_scan_folios", "kr_scan_folios", "k_folios", "kr_folios"],
+            attach: &["on_scan", "k_scan_folios", "kr_scan_folios", "k_folios", "kr_folios"],
             needs: &[
                 Need::Field("scan_control", "nr_scanned"),
                 Need::ReadKernel,
                 Need::Func("shrink_folio_list"),
                 Need::Func("isolate_lru_folios"),
+                Need::Tracepoint("vmscan/mm_vmscan_lru_isolate"),
                 Need::Kprobe,
             ],
             loses: "",
@@ -153,12 +157,13 @@ static CHOICE: Choice = Choice {
         Hook {
             name: "kprobe:shrink_page_list",
             programs: &[],
-            attach: &["k_scan_pages", "kr_scan_pages", "k_pages", "kr_pages"],
+            attach: &["on_scan", "k_scan_pages", "kr_scan_pages", "k_pages", "kr_pages"],
             needs: &[
                 Need::Field("scan_control", "nr_scanned"),
                 Need::ReadKernel,
                 Need::Func("shrink_page_list"),
                 Need::Func("isolate_lru_pages"),
+                Need::Tracepoint("vmscan/mm_vmscan_lru_isolate"),
                 Need::Kprobe,
             ],
             loses: "",
@@ -342,6 +347,11 @@ impl Tool for Pr {
         let mut open = builder.open(&mut storage)?;
         plan.select(open.open_object_mut());
         let extras = extras(&plan, &ctx.kernel);
+        if plan.hook.name == FOLIOS && !extras.has("on_five_done") && !extras.has("on_six_done") {
+            return Err(Error::kernel(format!(
+                "{FOLIOS}: the function has other arguments here; use another --hook"
+            )));
+        }
         extras.select(open.open_object_mut());
         open.maps.sums.set_max_entries(self.max_entries)?;
         open.maps.events.set_max_entries(self.ring.bytes())?;
@@ -350,8 +360,6 @@ impl Tool for Pr {
             constants.ring_half_bytes = u64::from(self.ring.bytes()) / 2;
             constants.every_call = self.events.into();
             constants.by_process = (self.by == By::Process).into();
-            constants.six_arguments =
-                ctx.kernel.has(Need::Params("shrink_folio_list", 6)).into();
             constants.sees_evict = (extras.has("on_evict_begin") || extras.has("k_evict")).into();
             if let [node] = ctx.procfs.nodes("online")[..] {
                 constants.only_node = node;
@@ -426,6 +434,12 @@ fn generations_are_told(facts: &KernelFacts, procfs: &ProcFs) -> Result<()> {
 /// Programs of a hook for what only some kernels have.
 fn extras(plan: &Plan, facts: &KernelFacts) -> Extras {
     let candidates: &[(&str, Need)] = match plan.hook.name.split(':').next() {
+        Some("fexit") if plan.hook.name == FOLIOS => &[
+            ("on_evict_begin", EVICT),
+            ("on_evict_done", EVICT),
+            ("on_five_done", Need::Params("shrink_folio_list", 5)),
+            ("on_six_done", Need::Params("shrink_folio_list", 6)),
+        ],
         Some("fexit") => &[("on_evict_begin", EVICT), ("on_evict_done", EVICT)],
         Some("kprobe") => &[("k_evict", EVICT), ("kr_evict", EVICT)],
         _ => &EVENTS,

@@ -44,9 +44,9 @@ pub fn scarce(watch: impl FnOnce(u32)) -> Stalled {
     watch(late.pid());
     let mut hog = Worker::start();
     let free = oracle::meminfo()["MemFree"];
-    hog.ask(&format!("anon {}", free.saturating_sub(160 << 10) / oracle::page_kib()));
+    hog.ask(&format!("anon {}", free.saturating_sub(400 << 10) / oracle::page_kib()));
     let mut reader = Worker::start();
-    reader.ask("reclaim-read 211");
+    reader.ask("reclaim-read 431");
     let _min_free = MinFree::raise(oracle::meminfo()["MemFree"] + (8 << 10));
     let started = Instant::now();
     late.ask("anon 4099");

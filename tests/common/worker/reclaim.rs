@@ -3,13 +3,11 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::io::Seek as _;
-use std::os::unix::fs::FileExt as _;
-use std::thread;
 
 use super::State;
 use super::disk_file;
 use super::page;
-use crate::common::pressure::DISK;
+use crate::common::pressure::write_disk;
 
 impl State {
     /// `n` is in MiB.
@@ -24,25 +22,8 @@ impl State {
                     file.read_exact(&mut piece).expect("reading the disk");
                 }
             }
-            // Dirty pages, and pages on their way to the disk, while others are
-            // wanted: `n` times.
-            "reclaim-write" => {
-                let piece = vec![0x5a; 1 << 20];
-                for round in 0..n as u64 {
-                    let disk = File::options().read(true).write(true).open(DISK).expect("the disk");
-                    let at = |mib: u64| (64 * round + mib) << 20;
-                    for mib in 0..11 {
-                        disk.write_all_at(&piece, at(mib)).expect("writing the disk");
-                    }
-                    thread::scope(|scope| {
-                        scope.spawn(|| disk.sync_data().expect("fdatasync"));
-                        let mut piece = vec![0; 1 << 20];
-                        for mib in 20..51 {
-                            disk.read_exact_at(&mut piece, at(mib)).expect("reading the disk");
-                        }
-                    });
-                }
-            }
+            // Dirty pages.
+            "reclaim-write" => write_disk(n),
             _ => return None,
         }
         Some("done".into())
