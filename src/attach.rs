@@ -235,6 +235,47 @@ impl Plan {
     }
 }
 
+/// Programs beside those of a hook, for what only some kernels have.
+#[derive(Debug)]
+pub struct Extras(Vec<&'static str>);
+
+impl Extras {
+    /// Those of `candidates` whose need is met.
+    pub fn found(facts: &KernelFacts, candidates: &[(&'static str, Need)]) -> Self {
+        let met = candidates.iter().filter(|(_, need)| facts.has(*need));
+        Self(met.map(|(program, _)| *program).collect())
+    }
+
+    /// Whether a program is among them.
+    pub fn has(&self, program: &str) -> bool {
+        self.0.contains(&program)
+    }
+
+    /// Loads them too.
+    pub fn select(&self, object: &mut OpenObject) {
+        for mut program in object.progs_mut() {
+            if program.name().to_str().is_some_and(|name| self.has(name)) {
+                program.set_autoload(true);
+            }
+        }
+    }
+
+    /// Attaches them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn attach(&self, object: &Object) -> Result<Vec<Link>> {
+        let mut links = Vec::new();
+        for program in object.progs_mut() {
+            let Some(name) = program.name().to_str().filter(|name| self.has(name)) else {
+                continue;
+            };
+            links.push(program.attach().context(|| format!("attaching `{name}`"))?);
+        }
+        Ok(links)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -81,6 +81,30 @@ impl From<&LimitArgs> for Limits {
     }
 }
 
+/// The same for a command whose `--count` means something else.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Time")]
+pub struct ShortLimitArgs {
+    /// Time between two reports; fractions allowed
+    #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    #[arg(allow_negative_numbers = true)]
+    interval: Duration,
+    /// End after this many reports
+    #[arg(short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(allow_negative_numbers = true)]
+    reports: Option<u64>,
+    /// End after this time
+    #[arg(short, long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(allow_negative_numbers = true)]
+    duration: Option<Duration>,
+}
+
+impl From<&ShortLimitArgs> for Limits {
+    fn from(args: &ShortLimitArgs) -> Self {
+        Self { interval: args.interval, count: args.reports, duration: args.duration }
+    }
+}
+
 /// How to print.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Output")]

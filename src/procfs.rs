@@ -78,12 +78,13 @@ impl ProcFs {
     /// `/proc/pressure/memory`; `None` where the kernel has no PSI, or has it
     /// switched off.
     pub fn pressure(&self) -> Option<Pressure> {
-        let text = self.read("proc/pressure/memory").ok()?;
-        let total = |kind: &str| {
-            let line = text.lines().find(|line| line.starts_with(kind))?;
-            line.split_once("total=")?.1.trim().parse().ok()
-        };
-        Some(Pressure { some_us: total("some")?, full_us: total("full")? })
+        pressure(&self.read("proc/pressure/memory").ok()?)
+    }
+
+    /// `memory.pressure` of a cgroup v2, by the path `/proc/PID/cgroup` shows.
+    pub fn cgroup_pressure(&self, path: &str) -> Option<Pressure> {
+        let folder = self.cgroup2_mount()?.join(path.trim_start_matches('/'));
+        pressure(&fs::read_to_string(folder.join("memory.pressure")).ok()?)
     }
 
     /// The numbers in a list such as `0-3,8`, from a file below `/sys`.
@@ -248,6 +249,14 @@ fn counters(text: &str) -> Counters {
             Some((name.to_owned(), value.trim().parse().ok()?))
         })
         .collect()
+}
+
+fn pressure(text: &str) -> Option<Pressure> {
+    let total = |kind: &str| {
+        let line = text.lines().find(|line| line.starts_with(kind))?;
+        line.split_once("total=")?.1.trim().parse().ok()
+    };
+    Some(Pressure { some_us: total("some")?, full_us: total("full")? })
 }
 
 /// `0-2,5` is `[0, 1, 2, 5]` (cpumask_print_to_pagebuf, lib/cpumask.c).

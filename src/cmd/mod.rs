@@ -74,9 +74,11 @@ macro_rules! commands {
 commands! {
     procstat => Procstat,
     sysstat => Sysstat,
+    pr => Pr,
     memleak => Memleak,
     anon => Anon,
     pages => Pages,
+    vmscan => Vmscan,
     faults => Faults,
     ffaults => Ffaults,
     hfaults => Hfaults,

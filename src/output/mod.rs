@@ -104,6 +104,8 @@ pub enum Unit {
     Percent,
     /// A number with three decimals that measures nothing: an index.
     Index,
+    /// A time in milliseconds; the key ends in `_ms`.
+    Millis,
     /// A stack: below the row in a table, folded in CSV, an array in JSON.
     Stack,
 }
@@ -152,6 +154,7 @@ impl Column {
             Unit::Size => format!("{}_{}", self.key, size.suffix()),
             Unit::PerSecond => format!("{}_per_s", self.key),
             Unit::Percent => format!("{}_percent", self.key),
+            Unit::Millis => format!("{}_ms", self.key),
             _ => self.key.to_owned(),
         }
     }

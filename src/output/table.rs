@@ -123,8 +123,10 @@ impl Table {
                 let sign = if *n < 0 { "-" } else { "+" };
                 format!("{sign}{}", self.unit.text(n.unsigned_abs()))
             }
-            Value::Real(x) if column.unit == Unit::Percent => format!("{x:.1}"),
             Value::Real(x) if column.unit == Unit::Index => format!("{x:.3}"),
+            Value::Real(x) if matches!(column.unit, Unit::Percent | Unit::Millis) => {
+                format!("{x:.1}")
+            }
             Value::Real(x) => format!("{x:.0}"),
             Value::Text(text) => printable(text),
             Value::Time(time) => time.short(),

@@ -5,8 +5,10 @@ pub mod kernels;
 pub mod leak;
 pub mod oracle;
 pub mod pressure;
+pub mod scarce;
 pub mod target;
 pub mod trace;
+pub mod tracing;
 pub mod watcher;
 pub mod worker;
 

@@ -6,6 +6,7 @@ mod anon;
 mod faults;
 mod paf;
 mod pages;
+mod reclaim;
 pub mod snoops;
 mod stalls;
 
@@ -359,7 +360,8 @@ impl State {
                     .or_else(|| self.faults(other, n, size))
                     .or_else(|| self.snoops(other, n, size))
                     .or_else(|| self.paf(other, n, size))
-                    .or_else(|| self.stalls(other, n));
+                    .or_else(|| self.stalls(other, n))
+                    .or_else(|| self.reclaim(other, n));
                 return known.unwrap_or_else(|| panic!("unknown order {other:?}"));
             }
         }

@@ -14,6 +14,7 @@
 /* include/linux/sched.h; macros, so not in BTF. The values never changed. */
 #define PF_KTHREAD 0x00200000
 #define PF_EXITING 0x00000004
+#define PF_KSWAPD 0x00020000
 
 /*
  * Resident-set counters of an mm.

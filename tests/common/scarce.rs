@@ -1,0 +1,54 @@
+//! A machine short of memory: kswapd has to work, and then processes as well.
+
+use std::fs;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::kernels::is_guest;
+use super::oracle;
+use super::worker::Worker;
+
+/// The least the kernel keeps free, for a time.
+struct MinFree(String);
+
+impl MinFree {
+    const FILE: &str = "/proc/sys/vm/min_free_kbytes";
+
+    fn raise(kib: u64) -> Self {
+        let before = fs::read_to_string(Self::FILE).expect("min_free_kbytes");
+        fs::write(Self::FILE, kib.to_string()).expect("raising it");
+        Self(before)
+    }
+}
+
+impl Drop for MinFree {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::FILE, self.0.trim());
+    }
+}
+
+/// One process that has to reclaim for itself.
+pub struct Stalled {
+    pub worker: Worker,
+    /// How long it took to touch its memory.
+    pub wall: Duration,
+    _hog: Worker,
+}
+
+/// Fills memory, has kswapd make room for page cache, and then has a process
+/// allocate while less is free than the kernel keeps for emergencies: it reclaims
+/// for itself. `watch` is told of the process before that.
+pub fn scarce(watch: impl FnOnce(u32)) -> Stalled {
+    assert!(is_guest(), "only in a guest");
+    let mut late = Worker::start();
+    watch(late.pid());
+    let mut hog = Worker::start();
+    let free = oracle::meminfo()["MemFree"];
+    hog.ask(&format!("anon {}", free.saturating_sub(400 << 10) / oracle::page_kib()));
+    let mut reader = Worker::start();
+    reader.ask("reclaim-read 431");
+    let _min_free = MinFree::raise(oracle::meminfo()["MemFree"] + (8 << 10));
+    let started = Instant::now();
+    late.ask("anon 4099");
+    Stalled { wall: started.elapsed(), worker: late, _hog: hog }
+}

@@ -1,0 +1,31 @@
+//! Work that makes a limit, or the machine, short of memory.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::io::Seek as _;
+
+use super::State;
+use super::disk_file;
+use super::page;
+use crate::common::pressure::write_disk;
+
+impl State {
+    /// `n` is in MiB.
+    pub(super) fn reclaim(&mut self, order: &str, n: usize) -> Option<String> {
+        match order {
+            // Page cache, clean in a guest.
+            "reclaim-read" => {
+                let mut file = File::from(disk_file((n << 20) / page()));
+                file.rewind().expect("seeking");
+                let mut piece = vec![0; 1 << 20];
+                for _ in 0..n {
+                    file.read_exact(&mut piece).expect("reading the disk");
+                }
+            }
+            // Dirty pages.
+            "reclaim-write" => write_disk(n),
+            _ => return None,
+        }
+        Some("done".into())
+    }
+}
