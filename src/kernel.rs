@@ -235,6 +235,35 @@ impl KernelFacts {
         wide.iter().find(|member| named(member.name)).and_then(|m| i64::try_from(m.value).ok())
     }
 
+    /// The enumerators of an enumeration without a name, by what its first one
+    /// begins and ends with; their own names come without both. Empty: there is
+    /// none.
+    pub fn enumerators(&self, prefix: &str, suffix: &str) -> Vec<(String, i64)> {
+        let inner = |name: Option<&std::ffi::OsStr>| {
+            let name = name?.to_str()?.strip_prefix(prefix)?.strip_suffix(suffix)?;
+            Some(name.to_owned())
+        };
+        let found = self.btf().filter(|_| self.live).and_then(|btf| {
+            (1..u32::try_from(btf.len()).ok()?).find_map(|id| {
+                let candidate: types::Enum<'_> = btf.type_by_id(id.into())?;
+                let is_it = candidate.name().is_none_or(|name| name.is_empty())
+                    && candidate.iter().next().is_some_and(|first| inner(first.name).is_some());
+                is_it.then(|| {
+                    candidate.iter().filter_map(|it| Some((inner(it.name)?, it.value))).collect()
+                })
+            })
+        });
+        found.unwrap_or_default()
+    }
+
+    /// What tracefs says of a tracepoint, `category/name`: its fields and how they
+    /// are printed. `None` if there is none, or it may not be read.
+    pub fn event_format(&self, name: &str) -> Option<String> {
+        let read =
+            |root| fs::read_to_string(Path::new(root).join("events").join(name).join("format"));
+        TRACEFS.into_iter().filter(|_| self.live).find_map(|root| read(root).ok())
+    }
+
     fn btf(&self) -> Option<&Btf<'static>> {
         self.btf.get_or_init(|| Btf::from_vmlinux().ok()).as_ref()
     }

@@ -26,6 +26,7 @@ pub mod event;
 pub mod faults;
 pub mod flags;
 pub mod frame;
+pub mod gfp;
 pub mod growth;
 pub mod kernel;
 pub mod leak;
