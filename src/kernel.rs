@@ -191,6 +191,15 @@ impl KernelFacts {
         &self.release
     }
 
+    /// Gives back what facts are read from, which takes many MiB; what was asked
+    /// is remembered, and what is asked later is read again.
+    pub fn release_sources(&mut self) {
+        if self.btf_file.is_none() {
+            self.btf.take();
+        }
+        self.symbols.take();
+    }
+
     /// How to open a BPF object so that it fits this kernel.
     ///
     /// # Errors

@@ -77,6 +77,7 @@ commands! {
     memleak => Memleak,
     anon => Anon,
     pages => Pages,
+    oomkill => Oomkill,
     faults => Faults,
     ffaults => Ffaults,
     hfaults => Hfaults,
