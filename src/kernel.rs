@@ -384,6 +384,17 @@ impl KernelFacts {
         u64::from_str_radix(digits, 16).ok().filter(|&address| address != 0)
     }
 
+    /// Where the code of a function of the kernel is; `None` as for [`Self::address`].
+    pub fn code_of(&self, name: &str) -> Option<std::ops::Range<u64>> {
+        let start = self.address(name)?;
+        let lines = self.symbols()?.split(|&byte| byte == b'\n');
+        let addresses = lines.filter_map(|line| {
+            let digits = std::str::from_utf8(line.get(..16)?).ok()?;
+            u64::from_str_radix(digits, 16).ok()
+        });
+        Some(start..addresses.filter(|&address| address > start).min()?)
+    }
+
     fn symbol(&self, name: &str) -> Answer {
         let Some(symbols) = self.symbols() else {
             return Answer::Unknown("/proc/kallsyms cannot be read".into());

@@ -27,8 +27,10 @@ char LICENSE[] SEC("license") = "GPL";
 #define SEND_SIG_PRIV 1
 
 #define COMMAND_BYTES 256
-#define NODE_WORDS 16 /* 1024 nodes, the most a kernel can have (NODES_SHIFT) */
-#define MM_THREADS 64 /* threads looked at for one that still has its memory */
+#define NODE_WORDS 16	      /* 1024 nodes, the most a kernel can have (NODES_SHIFT) */
+#define MM_THREADS 64	      /* threads looked at for one that still has its memory */
+#define ROLE_NONE 0xffffffffu /* has had its row */
+#define KILL_DEPTH 16	      /* functions between a write and the signal it sends */
 #define KILLERS 16
 #define ZONES 32      /* zones there is room for */
 #define ZONES_SEEN 96 /* and those that are counted at least */
@@ -126,9 +128,12 @@ _Static_assert(sizeof(struct oomkill_process) == 64, "process layout");
 const struct oomkill_kill *oomkill_kill_type __attribute__((unused));
 const struct oomkill_process *oomkill_process_type __attribute__((unused));
 
-const volatile bool by_mark;			       /* oom_kill_process itself cannot be seen */
-const volatile bool all_kills;			       /* those of daemons and of cgroup.kill too */
-const volatile __u32 killers;			       /* daemons in the list */
+const volatile bool by_mark;   /* oom_kill_process itself cannot be seen */
+const volatile bool all_kills; /* those of daemons and of cgroup.kill too */
+const volatile __u32 killers;  /* daemons in the list */
+/* Where the code of cgroup_kill_write() is (kernel/cgroup/cgroup.c); 0: nowhere. */
+const volatile __u64 kill_write_start;
+const volatile __u64 kill_write_end;
 const volatile __u8 killer_names[KILLERS][COMM_BYTES]; /* zero-padded */
 
 /*
@@ -137,9 +142,10 @@ const volatile __u8 killer_names[KILLERS][COMM_BYTES]; /* zero-padded */
  */
 __u64 oom_number; /* OOMs so far */
 __u64 oom_control_addr;
-__u64 oom_mm;  /* memory of the process killed last */
-__u32 oom_pid; /* that process */
-__u32 oom_tid; /* the thread that kills; 0: none does */
+__u64 oom_mm;	  /* memory of the process killed last */
+__u32 oom_pid;	  /* that process */
+__u32 oom_chosen; /* the process killed first */
+__u32 oom_tid;	  /* the thread that kills; 0: none does */
 __u32 oom_victims;
 /* The SIGKILL sent last by the kernel itself, for the tracepoint that follows. */
 __u64 sent_to;
@@ -155,14 +161,22 @@ static __always_inline void oom_begins(struct oom_control *oc)
 	oom_tid = (__u32)bpf_get_current_pid_tgid();
 }
 
-static __always_inline struct mm_struct *memory_of(struct task_struct *task)
+/*
+ * The functions from here that are not inlined are not static either: the verifier
+ * then walks their loops once, and not once for each state of the caller. Before
+ * 5.12 the arguments of such functions are numbers.
+ */
+
+/* The memory of a process, of whichever of its threads; 0: it has none any more. */
+__noinline __u64 memory_of(__u64 task_addr)
 {
+	struct task_struct *task = (void *)task_addr;
 	struct mm_struct *mm = BPF_CORE_READ(task, mm);
 	struct signal_struct *signal;
 	struct list_head *head, *node;
 
 	if (mm)
-		return mm;
+		return (__u64)mm;
 	/* The first thread has left; find_lock_task_mm() looks at the others too. */
 	signal = BPF_CORE_READ(task, signal);
 	head = (void *)signal + bpf_core_field_offset(struct signal_struct, thread_head);
@@ -173,10 +187,28 @@ static __always_inline struct mm_struct *memory_of(struct task_struct *task)
 		task = (void *)node - bpf_core_field_offset(struct task_struct, thread_node);
 		mm = BPF_CORE_READ(task, mm);
 		if (mm)
-			return mm;
+			return (__u64)mm;
 		node = BPF_CORE_READ(node, next);
 	}
-	return NULL;
+	return 0;
+}
+
+/* Where read_rss() puts what it read: used with interrupts off. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct rss);
+} rss_here SEC(".maps");
+
+__noinline int read_rss(__u64 leader_addr, __u64 mm_addr)
+{
+	__u32 zero = 0;
+	struct rss *rss = bpf_map_lookup_elem(&rss_here, &zero);
+
+	if (rss)
+		rss_read_any((void *)leader_addr, (void *)mm_addr, rss);
+	return 0;
 }
 
 static __always_inline __u32 constraint_of(struct oom_control *oc)
@@ -244,7 +276,8 @@ static __always_inline void fill_limit(struct oomkill_kill *k, struct oom_contro
 static __always_inline void fill_victim(struct oomkill_kill *k, struct task_struct *task,
 					struct task_struct *leader, struct mm_struct *mm)
 {
-	struct rss rss;
+	__u32 zero = 0;
+	struct rss *rss;
 
 	k->start_ns = BPF_CORE_READ(leader, start_time);
 	k->pid = BPF_CORE_READ(task, tgid);
@@ -258,12 +291,15 @@ static __always_inline void fill_victim(struct oomkill_kill *k, struct task_stru
 		k->flags |= KILL_NO_MM;
 		return;
 	}
-	rss_read_any(leader, mm, &rss);
-	k->error_pages = rss.error_pages;
-	k->file_pages = rss.pages[MM_FILEPAGES];
-	k->anon_pages = rss.pages[MM_ANONPAGES];
-	k->swap_pages = rss.pages[MM_SWAPENTS];
-	k->shmem_pages = rss.pages[MM_SHMEMPAGES];
+	read_rss((__u64)leader, (__u64)mm);
+	rss = bpf_map_lookup_elem(&rss_here, &zero);
+	if (rss) {
+		k->error_pages = rss->error_pages;
+		k->file_pages = rss->pages[MM_FILEPAGES];
+		k->anon_pages = rss->pages[MM_ANONPAGES];
+		k->swap_pages = rss->pages[MM_SWAPENTS];
+		k->shmem_pages = rss->pages[MM_SHMEMPAGES];
+	}
 	k->vm_pages = BPF_CORE_READ(mm, total_vm);
 	k->pgtable_bytes = BPF_CORE_READ(mm, pgtables_bytes.counter);
 }
@@ -366,30 +402,56 @@ static __always_inline void report(struct task_struct *task, struct mm_struct *m
 	k->number = sender == SENDER_KERNEL ? oom_number : 0;
 	k->sender = sender;
 	k->role = role;
-	fill_victim(k, task, leader, mm);
-	fill_trigger(k);
 	if (sender == SENDER_KERNEL && !by_mark)
 		oc = (void *)oom_control_addr;
-	if (oc)
-		fill_limit(k, oc);
+	/* What the verifier needs longest for comes before what branches. */
 	if (role == ROLE_CHOSEN)
 		fill_zones(k, some_node(oc));
+	fill_victim(k, task, leader, mm);
+	fill_trigger(k);
+	if (oc)
+		fill_limit(k, oc);
 	bpf_ringbuf_submit(k, BPF_RB_FORCE_WAKEUP);
 }
 
-/* The OOM killer kills a process: first the one it chose, then those that go with it. */
+/*
+ * The OOM killer kills a process: first the one it chose, then those that go with
+ * it. Of a group that is all of its members, the one it chose once more.
+ */
 static __always_inline __u32 role_of(struct task_struct *task, struct mm_struct *mm)
 {
 	__u32 pid = BPF_CORE_READ(task, tgid);
 
-	if (oom_victims++ && mm && (__u64)mm == oom_mm && pid != oom_pid)
-		return ROLE_SHARES;
+	if (oom_victims++) {
+		if (pid == oom_chosen)
+			return ROLE_NONE;
+		if (mm && (__u64)mm == oom_mm && pid != oom_pid)
+			return ROLE_SHARES;
+	} else {
+		oom_chosen = pid;
+	}
 	oom_mm = (__u64)mm;
 	oom_pid = pid;
 	return oom_victims == 1 ? ROLE_CHOSEN : ROLE_GROUP;
 }
 
-static __always_inline bool sender_is_known(void)
+/*
+ * Whether the current thread is writing to a cgroup.kill. What it sends tells
+ * nothing: kill(2) of some kernels sends the same (seen in 7.3).
+ */
+static __always_inline bool sender_writes_kill(void *ctx)
+{
+	__u64 ips[KILL_DEPTH] = {};
+
+	if (!kill_write_start || bpf_get_stack(ctx, ips, sizeof(ips), 0) <= 0)
+		return false;
+	for (int i = 0; i < KILL_DEPTH; i++)
+		if (ips[i] > kill_write_start && ips[i] <= kill_write_end)
+			return true;
+	return false;
+}
+
+__noinline int sender_is_known(void)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	__u8 comm[COMM_BYTES] = {};
@@ -407,9 +469,9 @@ static __always_inline bool sender_is_known(void)
 				break;
 		}
 		if (same)
-			return true;
+			return 1;
 	}
-	return false;
+	return 0;
 }
 
 /* (sig, info, task, group, result); the lock of the task's signals is held. */
@@ -424,7 +486,7 @@ int on_signal(struct bpf_raw_tracepoint_args *ctx)
 
 	if ((int)ctx->args[0] != SIGKILL)
 		return 0;
-	mm = memory_of(task);
+	mm = (void *)memory_of((__u64)task);
 	if (info == SEND_SIG_PRIV) {
 		if (by_mark) {
 			sent_to = (__u64)task;
@@ -436,9 +498,11 @@ int on_signal(struct bpf_raw_tracepoint_args *ctx)
 			return 0;
 		}
 		role = role_of(task, mm);
+		if (role == ROLE_NONE)
+			return 0;
 	} else if (!all_kills) {
 		return 0;
-	} else if (info == SEND_SIG_NOINFO) {
+	} else if (info == SEND_SIG_NOINFO && sender_writes_kill(ctx)) {
 		sender = SENDER_CGROUP;
 	} else if (sender_is_known()) {
 		sender = SENDER_DAEMON;
@@ -494,7 +558,7 @@ int on_mark(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	oom_begins(NULL);
 	sent_to = 0;
-	mm = memory_of(task);
+	mm = (void *)memory_of((__u64)task);
 	report(task, mm, SENDER_KERNEL, role_of(task, mm));
 	return 0;
 }

@@ -91,6 +91,9 @@ const KILLERS: usize = 16;
 /// Programs that kill for memory.
 const DAEMONS: [&str; 4] = ["systemd-oomd", "earlyoom", "nohang", "oomd"];
 
+/// What a write to `cgroup.kill` runs (kernel/cgroup/cgroup.c, since 5.14).
+const KILL_WRITE: &str = "cgroup_kill_write";
+
 /// What the iterator's records are read into.
 const ITERATOR_BYTES: usize = 64 << 10;
 
@@ -201,9 +204,8 @@ impl Reporter {
     /// that is no reason to end.
     fn look(&mut self, link: &libbpf_rs::Link) {
         let Self { history, room, .. } = self;
-        let noted = history.note(|each| {
-            visit_iterator::<RawProcess>(link, room, |raw| each(process(&raw)))
-        });
+        let noted = history
+            .note(|each| visit_iterator::<RawProcess>(link, room, |raw| each(process(&raw))));
         match noted {
             Ok(()) => self.history.learn(&mut self.commands),
             Err(_) => self.blind += 1,
@@ -218,8 +220,7 @@ impl Reporter {
             Who { pid: raw.trigger_pid, start_ns: raw.trigger_start_ns, comm: raw.trigger_comm };
         let first = role == Role::Chosen;
         let moments = if first { self.moments } else { 0 };
-        let mut zones: Vec<Zone> =
-            raw.zones.iter().take(raw.zone_count.into()).map(zone).collect();
+        let mut zones: Vec<Zone> = raw.zones.iter().take(raw.zone_count.into()).map(zone).collect();
         zones.sort_by_key(|zone| (zone.node, zone.index));
         Ok(Kill {
             time: wall_time(raw.time_ns),
@@ -310,11 +311,9 @@ impl Reporter {
                 let both_left = raw.swap_limit_pages.saturating_sub(raw.swap_usage_pages);
                 let (of, pages, used) = match raw.flags & V2 != 0 {
                     true => ("memory.max", raw.limit_pages, raw.usage_pages),
-                    false if both_left < left => (
-                        "memory.memsw.limit_in_bytes",
-                        raw.swap_limit_pages,
-                        raw.swap_usage_pages,
-                    ),
+                    false if both_left < left => {
+                        ("memory.memsw.limit_in_bytes", raw.swap_limit_pages, raw.swap_usage_pages)
+                    }
                     false => ("memory.limit_in_bytes", raw.limit_pages, raw.usage_pages),
                 };
                 limit.of = of;
@@ -387,6 +386,13 @@ impl Tool for Oomkill {
         let mut notes = plan.notes();
         notes.extend(parts.note.clone());
 
+        let kill_write = self.all_kills.then(|| ctx.kernel.code_of(KILL_WRITE)).flatten();
+        if self.all_kills && kill_write.is_none() {
+            notes.push(format!(
+                "kills through cgroup.kill are not seen: no `{KILL_WRITE}` in /proc/kallsyms"
+            ));
+        }
+
         let mut storage = MaybeUninit::uninit();
         let builder = skel::OomkillSkelBuilder { obj_builder: ctx.kernel.object_builder()? };
         let mut open = builder.open(&mut storage)?;
@@ -399,6 +405,9 @@ impl Tool for Oomkill {
             constants.by_mark = plan.hook.attach.contains(&"on_mark");
             constants.all_kills = self.all_kills;
             constants.killers = daemons.len() as u32;
+            if let Some(code) = &kill_write {
+                (constants.kill_write_start, constants.kill_write_end) = (code.start, code.end);
+            }
             for (to, from) in constants.killer_names.iter_mut().zip(&daemons) {
                 to[..from.len()].copy_from_slice(from.as_bytes());
             }
@@ -420,7 +429,8 @@ impl Tool for Oomkill {
         );
         let object = skel.object();
         let lost = || {
-            shared.try_borrow().map_or(0, |shared| read_shared(&shared.lost_events)) + missed(object)
+            shared.try_borrow().map_or(0, |shared| read_shared(&shared.lost_events))
+                + missed(object)
         };
         let printer = Printer::stdout::<Kill, 46>((&self.output).into(), ALWAYS)?;
         let pace = Pace { at_start: true, at_end: false, by_row: true };

@@ -88,5 +88,6 @@ fn score_now() -> String {
 
 fn resident_kib() -> Option<u64> {
     let text = fs::read_to_string("/proc/self/status").ok()?;
-    text.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
+    text.lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
 }

@@ -227,7 +227,8 @@ impl History {
 fn keep(tick: &mut Tick, process: Process) {
     let top = &mut tick.top;
     // Threads of a process whose first one has left come one by one.
-    if let Some(same) = top[..tick.processes].iter_mut().find(|kept| kept.who.pid == process.who.pid)
+    if let Some(same) =
+        top[..tick.processes].iter_mut().find(|kept| kept.who.pid == process.who.pid)
     {
         *same = process;
         return;
@@ -289,9 +290,7 @@ impl Moment {
     fn new(tick: &Tick, earlier: Option<&Tick>, commands: &Commands) -> Self {
         let ns = earlier.map_or(0, |earlier| tick.time_ns.saturating_sub(earlier.time_ns));
         let seconds = ns as f64 / 1e9;
-        let change = |i: usize| {
-            Some(tick.counters[i]?.saturating_sub(earlier?.counters[i]?))
-        };
+        let change = |i: usize| Some(tick.counters[i]?.saturating_sub(earlier?.counters[i]?));
         let share = |of: fn(&Tick) -> Option<u64>| {
             let stalled = of(tick)?.saturating_sub(of(earlier?)?) as f64;
             (ns > 0).then(|| (stalled * 1e5 / ns as f64).min(100.0))
@@ -338,9 +337,23 @@ impl Row<13> for Moment {
         Column::new("SCAN/s", "pages_scanned", Unit::PerSecond, 6, ALWAYS, "pages scanned"),
         Column::new("STEAL/s", "pages_reclaimed", Unit::PerSecond, 7, ALWAYS, "pages reclaimed"),
         Column::new("SWIN/s", "pages_swapped_in", Unit::PerSecond, 6, ALWAYS, "pages swapped in"),
-        Column::new("SWOUT/s", "pages_swapped_out", Unit::PerSecond, 7, ALWAYS, "pages swapped out"),
+        Column::new(
+            "SWOUT/s",
+            "pages_swapped_out",
+            Unit::PerSecond,
+            7,
+            ALWAYS,
+            "pages swapped out",
+        ),
         Column::new("MAJFLT/s", "major_faults", Unit::PerSecond, 8, ALWAYS, "major page faults"),
-        Column::new("REFLT/s", "refaults", Unit::PerSecond, 7, ALWAYS, "evicted pages that came back"),
+        Column::new(
+            "REFLT/s",
+            "refaults",
+            Unit::PerSecond,
+            7,
+            ALWAYS,
+            "evicted pages that came back",
+        ),
         Column::new("STALL/s", "stalls", Unit::PerSecond, 7, ALWAYS, "direct reclaims begun"),
         Column::new("KILLS", "kills", Unit::Count, 5, ALWAYS, "OOM kills since the moment before"),
         Column::new("PROCESSES", "processes", Unit::Rows, 9, MACHINE, "the biggest processes"),
@@ -386,7 +399,14 @@ impl Row<10> for Big {
         Column::new("SHMEM", "shmem", Unit::Size, 8, ALWAYS, "resident shared"),
         Column::new("SWAP", "swap", Unit::Size, 8, ALWAYS, "swapped out"),
         Column::new("ADJ", "oom_score_adj", Unit::Count, 5, ALWAYS, "its oom_score_adj"),
-        Column::new("GROWTH", "growth", Unit::Size, 9, ALWAYS, "of RSS + SWAP, since the first moment shown"),
+        Column::new(
+            "GROWTH",
+            "growth",
+            Unit::Size,
+            9,
+            ALWAYS,
+            "of RSS + SWAP, since the first moment shown",
+        ),
         Column::new("COMMAND", "command", Unit::Text, 7, ALWAYS, "command line"),
     ];
 
@@ -494,7 +514,10 @@ pub(crate) mod tests {
     #[test]
     fn lines_that_belong_together_are_added_and_what_is_not_there_is_missing() {
         let mut counters = [None; LINES.len()];
-        count("allocstall_dma 3\nallocstall_normal 4\npswpin 11\nodd\npgscan_anon x\n", &mut counters);
+        count(
+            "allocstall_dma 3\nallocstall_normal 4\npswpin 11\nodd\npgscan_anon x\n",
+            &mut counters,
+        );
         assert_eq!(counters[Counter::Stall as usize], Some(7));
         assert_eq!(counters[Counter::SwapIn as usize], Some(11));
         assert_eq!(counters[Counter::Scan as usize], None);

@@ -4,6 +4,7 @@
 
 mod anon;
 mod faults;
+mod oom;
 mod pages;
 pub mod snoops;
 
@@ -355,7 +356,8 @@ impl State {
                     .anon(other, n, size)
                     .or_else(|| self.pages(other, n, size))
                     .or_else(|| self.faults(other, n, size))
-                    .or_else(|| self.snoops(other, n, size));
+                    .or_else(|| self.snoops(other, n, size))
+                    .or_else(|| self.oom(other, n));
                 return known.unwrap_or_else(|| panic!("unknown order {other:?}"));
             }
         }
