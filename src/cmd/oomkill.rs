@@ -433,7 +433,7 @@ impl Tool for Oomkill {
                 + missed(object)
         };
         let printer = Printer::stdout::<Kill, 46>((&self.output).into(), ALWAYS)?;
-        let pace = Pace { at_start: true, at_end: false, by_row: true };
+        let pace = Pace { at_start: true, at_end: true, by_row: true };
         let run = Run { hook: plan.hook.name, notes, pace, lost: &lost };
         let mut reporter = Reporter {
             history: History::new(&ctx.procfs),

@@ -463,7 +463,11 @@ fn shares(hook: &'static str, full: bool) -> Outcome {
     check_eq!(second["role"], "shares", "{second}");
     check_eq!(first["role"], "chosen", "{first}");
     check_eq!(first["oom"], second["oom"], "one OOM");
-    check_eq!(number(&first, "anon_kib"), number(&second, "anon_kib"), "one memory");
+    // Until 6.1 threads keep parts, and those of the other process are not added.
+    let (one, other) = (number(&first, "anon_kib"), number(&second, "anon_kib"));
+    let error = number(&first, "rss_error_kib");
+    check_eq!(error > 0, oracle::counters_are_split(), "the bound is stated where due: {first}");
+    check!(one.abs_diff(other) <= error, "one memory: {first} {second}");
     check_eq!(second["trigger_pid"], trigger.pid(), "{second}");
     if full {
         check_eq!(second["limit_cgroup"], group.path(), "{second}");
@@ -484,19 +488,20 @@ fn burst(hook: &'static str, full: bool) -> Outcome {
         let (mut victim, trigger) = (member(&group)?, member(&group)?);
         victim.ask("anon 1511");
         doom(&victim)?;
-        scenes.push((group, victim, trigger));
+        // In the order in which they may go.
+        scenes.push((victim, trigger, group));
     }
     let watcher = start(hook, &[]);
     let mut log = Kmsg::from_now().ok_or("/dev/kmsg")?;
-    scenes.iter_mut().for_each(|(_, _, trigger)| trigger.tell("anon 3001"));
-    let victims: Vec<u32> = scenes.iter().map(|(_, victim, _)| victim.pid()).collect();
+    scenes.iter_mut().for_each(|(_, trigger, _)| trigger.tell("anon 3001"));
+    let victims: Vec<u32> = scenes.iter().map(|(victim, _, _)| victim.pid()).collect();
     let mut rows = Vec::new();
     for _ in &victims {
         let all = |row: &Value| victims.iter().any(|victim| row["pid"] == *victim);
         rows.push(watcher.wait_for(all).map_err(|others| format!("only {rows:?}, {others:?}"))?);
     }
     stop(watcher)?;
-    for (group, victim, trigger) in &scenes {
+    for (victim, trigger, group) in &scenes {
         let row = rows.iter().find(|row| row["pid"] == victim.pid());
         let row = row.ok_or_else(|| format!("no row of {}: {rows:?}", victim.pid()))?;
         check_eq!(row["trigger_pid"], trigger.pid(), "its own trigger: {row}");
