@@ -338,7 +338,7 @@ fn path(names: &RawNames) -> String {
 
 fn zone(raw: &RawZone) -> Zone {
     let orders = raw.free_blocks.iter().take(raw.orders as usize);
-    let largest = orders.enumerate().filter(|(_, blocks)| **blocks > 0).map(|(order, _)| order);
+    let largest = orders.rposition(|&blocks| blocks > 0);
     Zone {
         node: raw.nid,
         index: raw.index,
@@ -350,7 +350,7 @@ fn zone(raw: &RawZone) -> Zone {
         boost: pages_to_bytes(raw.boost),
         managed: pages_to_bytes(raw.managed),
         present: pages_to_bytes(raw.present),
-        largest: largest.last().and_then(|order| u32::try_from(order).ok()),
+        largest: largest.and_then(|order| u32::try_from(order).ok()),
     }
 }
 

@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn arguments_are_separated_and_the_end_is_marked_where_it_was_cut() {
-        assert_eq!(shown(b"sleep\0005\0"), "sleep 5");
+        assert_eq!(shown(b"sleep\x005\0"), "sleep 5");
         assert_eq!(shown(b"a\0\0b\0\0"), "a  b");
         assert_eq!(shown(b""), "");
         let long = [b'x'; BYTES];

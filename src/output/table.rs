@@ -81,9 +81,10 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn new(columns: Vec<Column>, unit: SizeUnit, screen: Screen) -> Self {
-        let (below, beside): (Vec<_>, Vec<_>) = columns.into_iter().enumerate().partition(
-            |(_, column)| column.group == BELOW || matches!(column.unit, Unit::Stack | Unit::Rows),
-        );
+        let (below, beside): (Vec<_>, Vec<_>) =
+            columns.into_iter().enumerate().partition(|(_, column)| {
+                column.group == BELOW || matches!(column.unit, Unit::Stack | Unit::Rows)
+            });
         let (places, columns): (Vec<usize>, Vec<Column>) = beside.into_iter().unzip();
         let lines = fold(&columns, screen.width);
         Self { columns, places, below, unit, screen, lines, since_heading: None }
@@ -167,7 +168,8 @@ impl Table {
     /// Rows within a row, each column as wide as it has to be.
     fn nested(&self, rows: &Rows<'_>) -> Vec<String> {
         let shown = |column: &Column| column.group != MACHINE && column.unit != Unit::Rows;
-        let shown: Vec<usize> = (0..rows.columns.len()).filter(|&i| shown(&rows.columns[i])).collect();
+        let shown: Vec<usize> =
+            (0..rows.columns.len()).filter(|&i| shown(&rows.columns[i])).collect();
         let heading = shown.iter().map(|&i| rows.columns[i].head.to_owned()).collect();
         let cells = |row: &Vec<Value<'_>>| {
             shown.iter().map(|&i| self.cell(&rows.columns[i], &row[i])).collect()
