@@ -337,7 +337,7 @@ fn path(names: &RawNames) -> String {
 }
 
 fn zone(raw: &RawZone) -> Zone {
-    let orders = raw.free_blocks.iter().take(raw.orders as usize);
+    let mut orders = raw.free_blocks.iter().take(raw.orders as usize);
     let largest = orders.rposition(|&blocks| blocks > 0);
     Zone {
         node: raw.nid,
