@@ -22,6 +22,7 @@ use rustix::event::Timespec;
 
 use crate::context::Context;
 use crate::error::Context as _;
+use crate::error::Error;
 use crate::error::Kind;
 use crate::error::Result;
 use crate::event::Event;
@@ -188,6 +189,37 @@ pub fn read_iterator<E: Event>(link: &Link) -> Result<Vec<E>> {
         .and_then(|mut iterator| Ok(iterator.read_to_end(&mut bytes)?))
         .context(|| "reading a BPF iterator")?;
     bytes.chunks(size_of::<E>()).map(decode).collect()
+}
+
+/// Runs a BPF iterator to its end and hands each record over, without memory of
+/// its own: `room` holds what is read at a time, some records at least.
+///
+/// # Errors
+/// The iterator cannot be read, or wrote something else.
+pub fn visit_iterator<E: Event>(
+    link: &Link,
+    room: &mut [u8],
+    mut each: impl FnMut(E),
+) -> Result<()> {
+    let reading = || "reading a BPF iterator";
+    let mut iterator = Iter::new(link).context(reading)?;
+    let mut filled = 0;
+    loop {
+        match iterator.read(&mut room[filled..]) {
+            Ok(0) => break,
+            Ok(more) => filled += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error).context(reading),
+        }
+        let whole = filled / size_of::<E>() * size_of::<E>();
+        for bytes in room[..whole].chunks_exact(size_of::<E>()) {
+            each(decode(bytes)?);
+        }
+        // A reading may end within a record.
+        room.copy_within(whole..filled, 0);
+        filled -= whole;
+    }
+    if filled == 0 { Ok(()) } else { Err(Error::failure("a BPF iterator wrote half a record")) }
 }
 
 struct Session<'run> {

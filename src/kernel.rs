@@ -197,6 +197,15 @@ impl KernelFacts {
         &self.release
     }
 
+    /// Gives back what facts are read from, which takes many MiB; what was asked
+    /// is remembered, and what is asked later is read again.
+    pub fn release_sources(&mut self) {
+        if self.btf_file.is_none() {
+            self.btf.take();
+        }
+        self.symbols.take();
+    }
+
     /// How to open a BPF object so that it fits this kernel.
     ///
     /// # Errors
@@ -389,6 +398,17 @@ impl KernelFacts {
         let line = symbol_line(self.symbols()?, name)?;
         let digits = std::str::from_utf8(line.split(|&byte| byte == b' ').next()?).ok()?;
         u64::from_str_radix(digits, 16).ok().filter(|&address| address != 0)
+    }
+
+    /// Where the code of a function of the kernel is; `None` as for [`Self::address`].
+    pub fn code_of(&self, name: &str) -> Option<std::ops::Range<u64>> {
+        let start = self.address(name)?;
+        let lines = self.symbols()?.split(|&byte| byte == b'\n');
+        let addresses = lines.filter_map(|line| {
+            let digits = std::str::from_utf8(line.get(..16)?).ok()?;
+            u64::from_str_radix(digits, 16).ok()
+        });
+        Some(start..addresses.filter(|&address| address > start).min()?)
     }
 
     fn symbol(&self, name: &str) -> Answer {

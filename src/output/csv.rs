@@ -44,6 +44,8 @@ impl Writer for Csv {
                 Value::Text(text) => text.to_string(),
                 Value::Time(time) => time.rfc3339(),
                 Value::Stack(frames) => stack::folded(frames),
+                // A table within a field: those columns are left out.
+                Value::Rows(_) => String::new(),
             }),
         )
     }

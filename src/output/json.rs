@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::Column;
 use super::Header;
+use super::Rows;
 use super::SCHEMA;
 use super::Summary;
 use super::Value;
@@ -56,7 +57,21 @@ impl Json {
             Value::Text(text) => Ok(serde_json::to_writer(out, text)?),
             Value::Time(time) => write!(out, "\"{}\"", time.rfc3339()),
             Value::Stack(frames) => Ok(serde_json::to_writer(out, &stack::json(frames))?),
+            Value::Rows(rows) => self.rows(out, rows),
         }
+    }
+
+    fn rows(&self, out: &mut dyn Write, rows: &Rows<'_>) -> io::Result<()> {
+        for (i, row) in rows.rows.iter().enumerate() {
+            out.write_all(if i == 0 { b"[{" } else { b",{" })?;
+            for (j, (column, value)) in rows.columns.iter().zip(row).enumerate() {
+                let comma = if j == 0 { "" } else { "," };
+                write!(out, "{comma}\"{}\":", column.full_key(self.unit))?;
+                self.value(out, value)?;
+            }
+            out.write_all(b"}")?;
+        }
+        out.write_all(if rows.rows.is_empty() { b"[]" } else { b"]" })
     }
 }
 

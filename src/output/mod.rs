@@ -106,8 +106,13 @@ pub enum Unit {
     Index,
     /// A time in milliseconds; the key ends in `_ms`.
     Millis,
+    /// A number with two decimals.
+    Fraction,
     /// A stack: below the row in a table, folded in CSV, an array in JSON.
     Stack,
+    /// Rows of their own: an indented table below the row, an array of objects
+    /// in JSON, not in CSV.
+    Rows,
 }
 
 /// Which selection of columns a column belongs to. Tools combine these.
@@ -117,9 +122,11 @@ pub type Group = u8;
 pub const ALWAYS: Group = 0;
 /// Never shown in a table, always in JSON and CSV.
 pub const MACHINE: Group = 1 << 7;
+/// Shown always: in a table below the row, as the heading and the value.
+pub const BELOW: Group = 1 << 6;
 
 /// One column of a tool.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Column {
     /// Heading in the table.
     pub head: &'static str,
@@ -129,7 +136,7 @@ pub struct Column {
     pub unit: Unit,
     /// Least width in the table; a longer value is never cut.
     pub width: usize,
-    /// [`ALWAYS`], [`MACHINE`] or a group of the tool.
+    /// [`ALWAYS`], [`MACHINE`], [`BELOW`] or a group of the tool.
     pub group: Group,
     /// Meaning, for the documentation.
     pub help: &'static str,
@@ -191,6 +198,22 @@ pub enum Value<'row> {
     Time(WallTime),
     /// A stack, innermost frame first; empty: it was lost.
     Stack(Cow<'row, [Frame]>),
+    /// Rows of their own.
+    Rows(Rows<'row>),
+}
+
+/// Rows within a row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rows<'row> {
+    columns: &'static [Column],
+    rows: Vec<Vec<Value<'row>>>,
+}
+
+impl<'row> Rows<'row> {
+    /// Rows of one kind, in order.
+    pub fn of<R: Row<N> + 'row, const N: usize>(rows: impl Iterator<Item = &'row R>) -> Self {
+        Self { columns: &R::COLUMNS, rows: rows.map(|row| row.values().into()).collect() }
+    }
 }
 
 impl Value<'_> {
@@ -368,7 +391,8 @@ impl Printer {
         let for_machines = style.format != Format::Table;
         let shown: Vec<usize> = (0..N)
             .filter(|&i| match R::COLUMNS[i].group {
-                ALWAYS => true,
+                _ if style.format == Format::Csv && R::COLUMNS[i].unit == Unit::Rows => false,
+                ALWAYS | BELOW => true,
                 MACHINE => for_machines,
                 group => groups & group != 0,
             })

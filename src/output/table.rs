@@ -1,15 +1,20 @@
 //! Aligned columns for people. The heading is repeated once a screenful, as
 //! vmstat does. On a terminal narrower than the row, each row is folded into
 //! several lines under an equally folded heading; elsewhere a row is one line.
-//! A stack follows its row, one line for each function.
+//! What does not stand beside one another follows its row, indented: columns of
+//! [`BELOW`] with their headings, rows within the row as a table of their own, a
+//! stack with a line for each function.
 
 use std::io;
 use std::io::IsTerminal;
 use std::io::Write;
 use std::ops::Range;
 
+use super::BELOW;
 use super::Column;
 use super::Header;
+use super::MACHINE;
+use super::Rows;
 use super::Summary;
 use super::Unit;
 use super::Value;
@@ -31,6 +36,8 @@ pub(super) struct Screen {
 /// Used where nothing says how high the screen is, as in vmstat(8).
 const DEFAULT_HEIGHT: usize = 24;
 const DEFAULT_WIDTH: usize = 80;
+/// What stands below a row is indented.
+const INDENT: &str = "    ";
 /// Less than this cannot hold a column of each kind; fold no tighter.
 const LEAST_WIDTH: usize = 40;
 
@@ -58,10 +65,12 @@ impl Screen {
 }
 
 pub(super) struct Table {
-    /// Those beside one another: all but stacks.
+    /// Those beside one another.
     columns: Vec<Column>,
     /// Which value of a row each of them shows.
     places: Vec<usize>,
+    /// Those below the row, and which value each of them shows.
+    below: Vec<(usize, Column)>,
     unit: SizeUnit,
     screen: Screen,
     /// Which columns stand on each line of a row.
@@ -72,11 +81,13 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn new(columns: Vec<Column>, unit: SizeUnit, screen: Screen) -> Self {
-        let beside = columns.into_iter().enumerate();
-        let beside = beside.filter(|(_, column)| column.unit != Unit::Stack);
-        let (places, columns): (Vec<usize>, Vec<Column>) = beside.unzip();
+        let (below, beside): (Vec<_>, Vec<_>) =
+            columns.into_iter().enumerate().partition(|(_, column)| {
+                column.group == BELOW || matches!(column.unit, Unit::Stack | Unit::Rows)
+            });
+        let (places, columns): (Vec<usize>, Vec<Column>) = beside.into_iter().unzip();
         let lines = fold(&columns, screen.width);
-        Self { columns, places, unit, screen, lines, since_heading: None }
+        Self { columns, places, below, unit, screen, lines, since_heading: None }
     }
 
     fn heading(&self, out: &mut dyn Write) -> io::Result<()> {
@@ -127,12 +138,66 @@ impl Table {
             Value::Real(x) if matches!(column.unit, Unit::Percent | Unit::Millis) => {
                 format!("{x:.1}")
             }
+            Value::Real(x) if column.unit == Unit::Fraction => format!("{x:.2}"),
             Value::Real(x) => format!("{x:.0}"),
             Value::Text(text) => printable(text),
             Value::Time(time) => time.short(),
             // Below the row; in a column of its own it would break the table.
-            Value::Stack(_) => String::new(),
+            Value::Stack(_) | Value::Rows(_) => String::new(),
         }
+    }
+
+    /// The values below a row, as many on a line as fit.
+    fn details(&self, values: &[&Value<'_>]) -> Vec<String> {
+        let limit = self.screen.width.unwrap_or(DEFAULT_WIDTH) - INDENT.len();
+        let mut lines: Vec<String> = Vec::new();
+        for (place, column) in &self.below {
+            let value = values[*place];
+            if matches!(value, Value::Missing | Value::Stack(_) | Value::Rows(_)) {
+                continue;
+            }
+            let text = format!("{} {}", column.head, self.cell(column, value));
+            match lines.last_mut() {
+                Some(line) if line.chars().count() + 2 + text.chars().count() <= limit => {
+                    line.push_str("  ");
+                    line.push_str(&text);
+                }
+                _ => lines.push(text),
+            }
+        }
+        lines
+    }
+
+    /// Rows within a row, each column as wide as it has to be.
+    fn nested(&self, rows: &Rows<'_>) -> Vec<String> {
+        let shown = |column: &Column| column.group != MACHINE && column.unit != Unit::Rows;
+        let shown: Vec<usize> =
+            (0..rows.columns.len()).filter(|&i| shown(&rows.columns[i])).collect();
+        let heading = shown.iter().map(|&i| rows.columns[i].head.to_owned()).collect();
+        let cells = |row: &Vec<Value<'_>>| {
+            shown.iter().map(|&i| self.cell(&rows.columns[i], &row[i])).collect()
+        };
+        let table: Vec<Vec<String>> =
+            std::iter::once(heading).chain(rows.rows.iter().map(cells)).collect();
+        let length = |at: usize| table.iter().map(move |line| line[at].chars().count());
+        let widths: Vec<usize> =
+            (0..shown.len()).map(|at| length(at).max().unwrap_or_default()).collect();
+        let line = |cells: &Vec<String>| {
+            let mut text = String::new();
+            for ((&i, cell), width) in shown.iter().zip(cells).zip(&widths) {
+                let pad = " ".repeat(width - cell.chars().count());
+                text.push_str(if text.is_empty() { "" } else { " " });
+                if rows.columns[i].unit == Unit::Text {
+                    text.push_str(cell);
+                    text.push_str(&pad);
+                } else {
+                    text.push_str(&pad);
+                    text.push_str(cell);
+                }
+            }
+            text
+        };
+        table.iter().map(|cells| line(cells).trim_end().to_owned()).collect()
     }
 }
 
@@ -157,10 +222,23 @@ impl Writer for Table {
         }
         // Not counted for the heading: between long stacks it would only be in
         // the way.
-        for value in values {
-            let Value::Stack(frames) = value else { continue };
-            for line in stack::lines(frames) {
-                writeln!(out, "    {line}")?;
+        for line in self.details(values) {
+            writeln!(out, "{INDENT}{line}")?;
+        }
+        for (place, column) in &self.below {
+            match values[*place] {
+                Value::Stack(frames) => {
+                    for line in stack::lines(frames) {
+                        writeln!(out, "{INDENT}{line}")?;
+                    }
+                }
+                Value::Rows(rows) if !rows.rows.is_empty() => {
+                    writeln!(out, "{INDENT}{}", column.head)?;
+                    for line in self.nested(rows) {
+                        writeln!(out, "{INDENT}  {line}")?;
+                    }
+                }
+                _ => {}
             }
         }
         self.since_heading = Some(printed + per_row);

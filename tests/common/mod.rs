@@ -2,6 +2,7 @@
 //! memory, the kernel's own accounting, and the rules for skipping.
 
 pub mod kernels;
+pub mod kmsg;
 pub mod leak;
 pub mod oracle;
 pub mod pressure;

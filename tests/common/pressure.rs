@@ -2,10 +2,8 @@
 //! pages of the guest's disk.
 
 use std::fs;
-use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
-use std::io::Read as _;
 use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
@@ -52,12 +50,6 @@ impl Cgroup {
         format!("/{}", self.folder.strip_prefix(root).expect("below the root").display())
     }
 
-    /// Its id: the inode number of the folder.
-    pub fn id(&self) -> u64 {
-        use std::os::unix::fs::MetadataExt as _;
-        fs::metadata(&self.folder).expect("the folder").ino()
-    }
-
     /// Whether it is one of v2, which has more to set and to read.
     pub fn is_v2(&self) -> bool {
         !self.v1
@@ -93,16 +85,6 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         let _ = fs::remove_dir(&self.folder);
-    }
-}
-
-/// Reads so much of the guest's disk: as many pages of page cache, clean.
-pub fn read_disk(mib: usize) {
-    assert!(is_guest(), "only in a guest");
-    let mut disk = File::open(DISK).expect("the disk");
-    let mut piece = vec![0; 1 << 20];
-    for _ in 0..mib {
-        disk.read_exact(&mut piece).expect("reading the disk");
     }
 }
 

@@ -29,7 +29,7 @@ impl Drop for MinFree {
 
 /// One process that has to reclaim for itself.
 pub struct Stalled {
-    pub worker: Worker,
+    _worker: Worker,
     /// How long it took to touch its memory.
     pub wall: Duration,
     _hog: Worker,
@@ -50,5 +50,5 @@ pub fn scarce(watch: impl FnOnce(u32)) -> Stalled {
     let _min_free = MinFree::raise(oracle::meminfo()["MemFree"] + (8 << 10));
     let started = Instant::now();
     late.ask("anon 4099");
-    Stalled { wall: started.elapsed(), worker: late, _hog: hog }
+    Stalled { wall: started.elapsed(), _worker: late, _hog: hog }
 }

@@ -4,6 +4,7 @@
 
 mod anon;
 mod faults;
+mod oom;
 mod paf;
 mod pages;
 mod reclaim;
@@ -361,7 +362,8 @@ impl State {
                     .or_else(|| self.snoops(other, n, size))
                     .or_else(|| self.paf(other, n, size))
                     .or_else(|| self.stalls(other, n))
-                    .or_else(|| self.reclaim(other, n));
+                    .or_else(|| self.reclaim(other, n))
+                    .or_else(|| self.oom(other, n));
                 return known.unwrap_or_else(|| panic!("unknown order {other:?}"));
             }
         }

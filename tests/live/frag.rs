@@ -171,7 +171,7 @@ fn compare(
         if shown != (extfrag, unusable) {
             return Err(format!("{row} is {extfrag} and {unusable} of {:?}", blocks[&zone]).into());
         }
-        let free = number(row, "blocks") * (rustix::param::page_size() as u64 / 1024) << order;
+        let free = (number(row, "blocks") * (rustix::param::page_size() as u64 / 1024)) << order;
         if number(row, "free_kib") != free {
             return Err(format!("{row}: {free} KiB are free").into());
         }

@@ -345,4 +345,18 @@ static __always_inline u32 pages_of_folio(struct page *page, u64 huge)
 	return huge;
 }
 
+/*
+ * mark_victim is given the task and shows its memory where its trace event has the
+ * member `uid` (seen in 6.1.176 and in 6.12), and only a thread id before (seen in
+ * 5.10). Delete the older form with the last kernel that has it.
+ */
+struct trace_event_raw_mark_victim___full {
+	uid_t uid;
+} __attribute__((preserve_access_index));
+
+static __always_inline bool mark_is_of_task(void)
+{
+	return bpf_core_field_exists(((struct trace_event_raw_mark_victim___full *)0)->uid);
+}
+
 #endif /* MW_COMPAT_BPF_H */

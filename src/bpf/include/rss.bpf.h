@@ -71,11 +71,9 @@ static __always_inline void rss_add_cpus(struct percpu_counter *fbc, struct rss 
  * are not added, beyond the walk's bound or in other processes that share the
  * mm (vfork, CLONE_VM alone), are in the error bound.
  */
-static __always_inline void rss_add_threads(struct task_struct *leader, struct mm_struct *mm,
-					    struct rss *rss)
+static __always_inline void rss_add_threads(struct task_struct *leader, int users, struct rss *rss)
 {
 	struct signal_struct *signal = BPF_CORE_READ(leader, signal);
-	int users = mm->mm_users.counter;
 	int added = 0;
 	struct list_head *head =
 		(void *)signal + bpf_core_field_offset(struct signal_struct, thread_head);
@@ -106,7 +104,7 @@ static __always_inline void rss_read(struct task_struct *leader, struct mm_struc
 		struct mm_struct___split *old = (void *)mm;
 
 		bpf_core_read(rss->pages, sizeof(rss->pages), &old->rss_stat.count);
-		rss_add_threads(leader, mm, rss);
+		rss_add_threads(leader, mm->mm_users.counter, rss);
 	} else {
 		struct percpu_counter *fbc =
 			(void *)mm + bpf_core_field_offset(struct mm_struct, rss_stat);
@@ -144,6 +142,15 @@ static __always_inline void rss_read_last(struct mm_struct *mm, struct rss *rss)
 	for (int i = 0; i < RSS_COUNTERS; i++)
 		if (rss->pages[i] < 0)
 			rss->pages[i] = 0;
+}
+
+/* rss_read() with an mm from any place, of a process that still has threads. */
+static __always_inline void rss_read_any(struct task_struct *leader, struct mm_struct *mm,
+					 struct rss *rss)
+{
+	rss_read_last(mm, rss);
+	if (rss_is_split())
+		rss_add_threads(leader, BPF_CORE_READ(mm, mm_users.counter), rss);
 }
 
 #endif /* MW_RSS_BPF_H */
