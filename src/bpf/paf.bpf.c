@@ -625,7 +625,7 @@ int BPF_PROG(fexit_charge, struct mem_cgroup *memcg, gfp_t gfp, unsigned int pag
 
 /* <= 5.12 (seen in 5.10): the same under another name. */
 SEC("fexit/try_charge")
-int BPF_PROG(fexit_charge_510, struct mem_cgroup *memcg, gfp_t gfp, unsigned int pages, int ret)
+int BPF_PROG(fexit_trycharge, struct mem_cgroup *memcg, gfp_t gfp, unsigned int pages, int ret)
 {
 	return charged(ctx, memcg, gfp, pages, ret);
 }

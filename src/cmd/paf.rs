@@ -125,7 +125,7 @@ static CHOICE: Choice = Choice {
     hooks: &[
         Hook {
             name: "fentry:get_page_from_freelist",
-            programs: &["read_zones", "learn_memcg", "fexit_charge", "fexit_charge_510"],
+            programs: &["read_zones", "learn_memcg", "fexit_charge", "fexit_trycharge"],
             attach: &["fentry_attempt", "on_alloc"],
             needs: &[
                 Need::KernelBtf,
@@ -354,7 +354,7 @@ impl Charge {
         };
         match CHARGES.iter().find(there).filter(|_| by_fexit || by_kprobe) {
             Some(&name) if by_fexit => {
-                let program = if name == CHARGES[0] { "fexit_charge" } else { "fexit_charge_510" };
+                let program = if name == CHARGES[0] { "fexit_charge" } else { "fexit_trycharge" };
                 Self { programs: vec![program], probed: None, unseen: None }
             }
             Some(&name) => Self {
@@ -753,7 +753,7 @@ mod tests {
             let shown = Request::COLUMNS
                 .iter()
                 .filter(|column| column.group == 0 || column.group & mode != 0)
-                .filter(|column| column.group != crate::output::MACHINE);
+                .filter(|column| column.group != crate::output::MACHINE && column.unit != Unit::Stack);
             let widths: usize = shown.map(|column| column.width.max(column.head.len()) + 1).sum();
             assert!(widths - 1 <= 98, "{mode}: {widths}");
             assert!(mode != COUNTED || widths - 1 <= 80, "{widths}");

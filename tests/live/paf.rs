@@ -122,16 +122,6 @@ fn rows_and_lost(watcher: Watcher) -> Result<(Vec<Value>, u64), Failed> {
     }
 }
 
-/// Ends a watcher, which must have lost nothing, and returns its rows.
-fn rows_of(watcher: Watcher) -> Result<Vec<Value>, Failed> {
-    let (code, rows, stderr) = watcher.stop();
-    let lost = Totals::parse(&stderr).map(|totals| totals.lost);
-    if code != Some(0) || lost != Some(0) {
-        return Err(format!("exit code {code:?}, lost {lost:?}: {stderr}").into());
-    }
-    Ok(rows)
-}
-
 /// Runs `body` with the kernel's record of what a process asks for.
 fn recorded<T>(
     filter: &str,
@@ -199,39 +189,47 @@ fn each_request(hook: Hook) -> Outcome {
     let mut worker = Worker::start();
     worker.ask("anon 7");
     let pid = worker.pid().to_string();
-    let zones = zoneinfo();
     let watcher = start(hook, &["--events", "-P", &pid]);
     let filter = format!("common_pid == {pid}");
-    let ((), record) = recorded(&filter, || {
+    // Within the record, whose own buffers would be missed otherwise.
+    let ((zones, after), record) = recorded(&filter, || {
+        let before = zoneinfo();
         worker.ask(&format!("anon {PAGES}"));
-        Ok(())
+        Ok((before, zoneinfo()))
     })?;
-    let rows = rows_of(watcher)?;
+    let (rows, lost) = rows_and_lost(watcher)?;
     if zones == zoneinfo_watermarks(&zones) {
         for row in rows.iter().filter(|row| row["failed"] == 0).step_by(97) {
             check_zone(row, &zones)?;
         }
     }
     let ours = tally(rows.iter().map(of_row));
-    check_eq!(touched(&ours), PAGES, "pages touched: {ours:?}");
+    check!(agrees(touched(&ours), PAGES, lost), "pages touched, {lost} lost: {ours:?}");
     if let Some(lines) = record {
         // What is in both windows; the watcher's is the longer one.
         let kernels = tally(lines.iter().map(|line| asked(line)));
         check_eq!(touched(&kernels), PAGES, "the kernel's record: {kernels:?}");
         for (asked, &times) in &kernels {
             let found = ours.get(asked).copied().unwrap_or(0);
-            check!(found >= times && found <= times + 4, "{asked:?}: {found} for {times}: {ours:?}");
+            check!(
+                found + lost >= times && found <= times + 4,
+                "{asked:?}: {found} for {times}, {lost} lost: {ours:?}"
+            );
         }
     }
     check!(rows.iter().all(|row| row["pid"] == worker.pid() && row["tid"] == worker.pid()), "PID");
     if is_guest() {
-        // Others take little beside the worker.
-        let after = zoneinfo();
+        // Only the test itself, which takes the rows, and the watcher are at work beside
+        // the worker: 16 MiB are more than both take meanwhile.
+        let beside = (16 << 10) / oracle::page_kib();
         for row in rows.iter().filter(|row| row["zone"] == "DMA32").step_by(97) {
             let zone = (number(row, "node"), "DMA32".to_owned());
             let (one, two) = (zones[&zone]["free"], after[&zone]["free"]);
             let free = number(row, "free_pages");
-            check!(free + 4096 >= one.min(two) && free <= one.max(two) + 4096, "{one}, {two}: {row}");
+            check!(
+                free + beside >= one.min(two) && free <= one.max(two) + beside,
+                "{one}, {two}: {row}"
+            );
         }
     }
     let known = rows.iter().filter(|row| row["alloc"].is_string()).count();
@@ -273,17 +271,17 @@ fn counted(hook: Hook) -> Outcome {
         Ok(())
     })?;
     let after = (zoneinfo(), allocated());
-    let rows = rows_of(watcher)?;
+    let (rows, lost) = rows_and_lost(watcher)?;
     let mut sums: BTreeMap<Asked, u64> = BTreeMap::new();
     for row in &rows {
         *sums.entry(of_row(row)).or_default() += number(row, "count");
     }
-    check_eq!(touched(&sums), PAGES, "{sums:?}");
+    check!(agrees(touched(&sums), PAGES, lost), "{lost} lost: {sums:?}");
     check_eq!(rows.iter().map(|row| number(row, "failed")).sum::<u64>(), 0, "{rows:?}");
     if let Some(lines) = record {
         let all: u64 = sums.values().sum();
         let kernels = lines.len() as u64;
-        check!(all >= kernels && all <= kernels + 8, "{all} for {kernels}: {sums:?}");
+        check!(all + lost >= kernels && all <= kernels + 8, "{all} for {kernels}: {sums:?}");
     }
     // The watermarks did not move while the rows were made.
     if before.0 == zoneinfo_watermarks(&before.0) {
@@ -299,7 +297,7 @@ fn counted(hook: Hook) -> Outcome {
         let counted = after.1.get(zone).unwrap_or(&0) - before.1.get(zone).unwrap_or(&0);
         check!(*pages <= counted + 64, "{pages} pages from {zone}, the kernel counted {counted}");
     }
-    check_eq!(by_zone.values().sum::<u64>() >= PAGES, true, "{by_zone:?}");
+    check!(by_zone.values().sum::<u64>() + lost >= PAGES, "{by_zone:?}");
     PASS
 }
 
@@ -468,11 +466,11 @@ fn cgroup_limit(hook: Hook) -> Outcome {
     worker.ask("fault-huge 5");
     let after = oracle::vmstat("/proc/vmstat");
     fs::write("/sys/fs/cgroup/cgroup.procs", &pid)?;
-    let rows = rows_of(watcher)?;
+    let (rows, lost) = rows_and_lost(watcher)?;
     let refused = after["thp_fault_fallback_charge"] - before["thp_fault_fallback_charge"];
     check_eq!(refused, 5, "thp_fault_fallback_charge");
     let huge: Vec<&Value> = rows.iter().filter(|row| row["order"] == 9).collect();
-    check_eq!(huge.len(), 5, "{rows:?}");
+    check!(agrees(huge.len() as u64, 5, lost), "{lost} lost: {rows:?}");
     for row in huge {
         let reason = row["reason"].as_str().unwrap_or_default();
         check!(reason.starts_with("cgroup limit"), "{row}");
@@ -544,18 +542,23 @@ fn filters() -> Outcome {
     let most = Watcher::start(&["paf", "-i", "0.2", "--top", "1", "-P", &list]);
     one.ask("anon 211");
     two.ask("anon 101");
-    let rows = rows_of(named)?;
-    check_eq!(touched(&tally(rows.iter().map(of_row))), 101, "--comm: {rows:?}");
+    let (rows, lost) = rows_and_lost(named)?;
+    let found = touched(&tally(rows.iter().map(of_row)));
+    check!(agrees(found, 101, lost), "--comm: {found}, {lost} lost: {rows:?}");
     check!(rows.iter().all(|row| row["pid"] == two.pid()), "--comm: {rows:?}");
     let mut by_pid: BTreeMap<u64, u64> = BTreeMap::new();
-    for row in rows_of(both)? {
-        if touched(&tally([of_row(&row)].into_iter())) > 0 {
-            *by_pid.entry(number(&row, "pid")).or_default() += number(&row, "count");
+    let (rows, lost) = rows_and_lost(both)?;
+    for row in &rows {
+        if touched(&tally([of_row(row)].into_iter())) > 0 {
+            *by_pid.entry(number(row, "pid")).or_default() += number(row, "count");
         }
     }
-    let wanted = BTreeMap::from([(one.pid().into(), 211), (two.pid().into(), 101)]);
-    check_eq!(by_pid, wanted, "-P with two");
-    let rows = rows_of(most)?;
+    for (worker, due) in [(&one, 211), (&two, 101)] {
+        let found = by_pid.remove(&worker.pid().into()).unwrap_or(0);
+        check!(agrees(found, due, lost), "-P with two: {found} of {due}, {lost} lost: {rows:?}");
+    }
+    check!(by_pid.is_empty(), "others: {by_pid:?}");
+    let (rows, _) = rows_and_lost(most)?;
     let times: BTreeSet<&str> = rows.iter().filter_map(|row| row["time"].as_str()).collect();
     check_eq!(times.len(), rows.len(), "--top 1: a row a report: {rows:?}");
     PASS
