@@ -753,7 +753,7 @@ mod tests {
             let shown = Request::COLUMNS
                 .iter()
                 .filter(|column| column.group == 0 || column.group & mode != 0)
-                .filter(|column| column.group != crate::output::MACHINE && column.unit != Unit::Stack);
+                .filter(|column| column.group != crate::output::MACHINE && column.unit != crate::output::Unit::Stack);
             let widths: usize = shown.map(|column| column.width.max(column.head.len()) + 1).sum();
             assert!(widths - 1 <= 98, "{mode}: {widths}");
             assert!(mode != COUNTED || widths - 1 <= 80, "{widths}");

@@ -294,7 +294,7 @@ fn proactive(hook: &'static str) -> Outcome {
     let (cgroup, mut worker) = limited("pr-proactive", 64)?;
     let found = cgroup.get("memory.reclaim").is_ok() || cgroup.folder().join("memory.reclaim").exists();
     if_supported("memory_reclaim", found, || {
-        worker.ask("reclaim-read 23");
+        worker.ask("reclaim-hold 23");
         let before = of_stat(&cgroup)?;
         let pid = std::process::id().to_string();
         let watcher = Watcher::start(&["pr", "--hook", hook, "-i", "0.5", "-P", &pid]);
@@ -302,16 +302,15 @@ fn proactive(hook: &'static str) -> Outcome {
         let done = cgroup.set("memory.reclaim", 11 << 20);
         let after = of_stat(&cgroup)?;
         let (rows, lost) = finish(watcher)?;
-        // It says so where less than was asked for was to be had (EAGAIN).
         let got = sum(&rows, "proactive", "reclaimed") + sum(&rows, "memcg", "reclaimed");
-        check!(done.is_err() || got >= 11 << 8, "{got} pages: {rows:?}");
+        check!(done.is_ok(), "there was enough to be had: {done:?}, {got} pages: {rows:?}");
+        check!(got + lost * PAGES_OF_A_CALL >= 11 << 8, "{got} pages, {lost} lost: {rows:?}");
         // The events cannot tell the one from the other.
         let who = if hook.starts_with("tp:") { "memcg" } else { "proactive" };
         let (scanned, due) = (sum(&rows, who, "scanned"), after.0 - before.0);
         let less = leaves_out_locked() && scanned < due;
         check!(less || agrees_with_stat(scanned, due, lost), "{before:?} {after:?}: {rows:?}");
         check!(agrees_with_stat(sum(&rows, who, "reclaimed"), after.1 - before.1, lost), "{before:?} {after:?}: {rows:?}");
-        check!(got > 0, "something was reclaimed: {rows:?}");
         check!(rows.iter().all(|row| row["who"] == who), "{rows:?}");
         if who == "proactive" {
             check!(rows.iter().all(|row| row["cgroup"] == cgroup.path()), "{rows:?}");

@@ -13,13 +13,16 @@ impl State {
     /// `n` is in MiB.
     pub(super) fn reclaim(&mut self, order: &str, n: usize) -> Option<String> {
         match order {
-            // Page cache, clean in a guest.
-            "reclaim-read" => {
+            // Page cache, clean in a guest. A disk loses it when nobody has it open.
+            "reclaim-read" | "reclaim-hold" => {
                 let mut file = File::from(disk_file((n << 20) / page()));
                 file.rewind().expect("seeking");
                 let mut piece = vec![0; 1 << 20];
                 for _ in 0..n {
                     file.read_exact(&mut piece).expect("reading the disk");
+                }
+                if order == "reclaim-hold" {
+                    self.files.push(file);
                 }
             }
             // Dirty pages.
