@@ -9,7 +9,6 @@ pub mod pressure;
 pub mod scarce;
 pub mod target;
 pub mod trace;
-pub mod tracing;
 pub mod watcher;
 pub mod worker;
 

@@ -127,7 +127,7 @@ fn recorded<T>(
     filter: &str,
     body: impl FnOnce() -> Result<T, Failed>,
 ) -> Result<(T, Option<Vec<String>>), Failed> {
-    let trace = Trace::start(EVENT, filter);
+    let trace = Trace::start(&[EVENT], filter);
     if trace.is_none() && is_guest() {
         return Err("no instance of tracefs in a guest".into());
     }

@@ -24,8 +24,8 @@ use crate::common::pressure::Cgroup;
 use crate::common::pressure::drop_caches;
 use crate::common::scarce::scarce;
 use crate::common::test;
-use crate::common::tracing;
-use crate::common::tracing::Tracing;
+use crate::common::trace;
+use crate::common::trace::Trace;
 use crate::common::watcher::PATIENCE;
 use crate::common::watcher::Totals;
 use crate::common::watcher::Watcher;
@@ -350,7 +350,7 @@ const INACTIVE: &str = "vmscan/mm_vmscan_lru_shrink_inactive";
 fn single_calls(hook: &'static str) -> Outcome {
     let (_cgroup, mut worker) = limited("pr-calls", 16)?;
     let pid = worker.pid();
-    let recorded = Tracing::start(&[INACTIVE]);
+    let recorded = Trace::start(&[INACTIVE], "");
     if_supported("vmscan_events", recorded.is_some(), || {
         let recorded = recorded.ok_or("none")?;
         let watcher = Watcher::start(&["pr", "--events", "--hook", hook, "-P", &pid.to_string()]);
@@ -363,7 +363,7 @@ fn single_calls(hook: &'static str) -> Outcome {
             .filter(own)
             .map(|line| {
                 ["nr_reclaimed", "nr_dirty", "nr_writeback", "nr_congested", "nr_immediate", "nid"]
-                    .map(|name| tracing::number(line, name))
+                    .map(|name| trace::number(line, name))
             })
             .collect();
         // A scan that found nothing to hand over is no call.

@@ -24,7 +24,7 @@ use crate::common::pressure::Cgroup;
 use crate::common::pressure::drop_caches;
 use crate::common::scarce::scarce;
 use crate::common::test;
-use crate::common::tracing::Tracing;
+use crate::common::trace::Trace;
 use crate::common::watcher::PATIENCE;
 use crate::common::watcher::Totals;
 use crate::common::watcher::Watcher;
@@ -103,10 +103,10 @@ fn all_events() -> Vec<String> {
     names
 }
 
-fn record() -> Result<Tracing, Failed> {
+fn record() -> Result<Trace, Failed> {
     let events: Vec<String> = all_events().iter().map(|name| format!("vmscan/{name}")).collect();
     let events: Vec<&str> = events.iter().map(String::as_str).collect();
-    Tracing::start(&events).ok_or_else(|| "no trace".into())
+    Trace::start(&events, "").ok_or_else(|| "no trace".into())
 }
 
 fn memcg() -> Outcome {
