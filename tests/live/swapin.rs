@@ -180,6 +180,9 @@ fn trip(watched: &mut Watched, order: &str) -> Result<Trip, Failed> {
 }
 
 fn zram(hook: &str) -> Outcome {
+    // Nothing of others is left in swap, to come back meanwhile.
+    swapoff(ZRAM);
+    swapon(ZRAM)?;
     let mut watched = Watched::start(hook);
     let pid = watched.worker.pid();
     let trip = trip(&mut watched, "anon 4001")?;
