@@ -154,7 +154,7 @@ static CHOICE: Choice = Choice {
             programs: &["memcg_begin", "memcg_end", "node_begin", "node_end", "paused"],
             attach: &["direct_begin", "direct_end"],
             needs: &[Need::Field("task_struct", "tgid"), Need::ReadKernel, BASE],
-            loses: "the sleep that memory.high prescribes is not seen",
+            loses: "neither the sleep that memory.high prescribes nor compaction is seen",
         },
         Hook {
             name: "tp_btf:mm_vmscan_direct_reclaim_begin",
@@ -165,7 +165,7 @@ static CHOICE: Choice = Choice {
                 Need::ReadKernel,
                 Need::BtfTracepoint("mm_vmscan_direct_reclaim_begin"),
             ],
-            loses: "the sleep that memory.high prescribes is not seen",
+            loses: "neither the sleep that memory.high prescribes nor compaction is seen",
         },
     ],
 };

@@ -296,9 +296,9 @@ impl Row<17> for Reclaim {
         Column::new("EFF%", "efficiency", Unit::Percent, 6, ALWAYS, "RECLAIMED of SCANNED"),
         Column::new("DIRTY", "dirty", Unit::Count, 7, ALWAYS, "found dirty"),
         Column::new("UNQUEUED", "unqueued", Unit::Count, 8, ALWAYS, "of those, not yet given to a device"),
-        Column::new("CONGESTED", "congested", Unit::Count, 9, ALWAYS, "found in writeback by a device that cannot keep up"),
+        Column::new("CONGESTED", "congested", Unit::Count, 9, ALWAYS, "in writeback a second time, or dirty on a device that cannot keep up"),
         Column::new("WRITEBACK", "writeback", Unit::Count, 9, ALWAYS, "found in writeback"),
-        Column::new("IMMEDIATE", "immediate", Unit::Count, 9, ALWAYS, "found in writeback a second time"),
+        Column::new("IMMEDIATE", "immediate", Unit::Count, 9, ALWAYS, "in writeback, so often that kswapd would have to wait"),
     ];
 
     fn values(&self) -> [Value<'_>; 17] {

@@ -155,7 +155,7 @@ static CHOICE: Choice = Choice {
         },
         Hook {
             name: "perf:page_faults_maj",
-            programs: &[],
+            programs: &[ON_MAJOR],
             attach: &[],
             needs: &[
                 Need::KernelBtf,

@@ -88,6 +88,30 @@ impl Drop for Cgroup {
     }
 }
 
+/// Sets a file of the kernel, and puts it back.
+pub struct Setting(String, String);
+
+impl Setting {
+    /// `None`: there is no such file, or it may not be written.
+    pub fn of(path: impl Into<String>, value: &str) -> Option<Self> {
+        let path = path.into();
+        let text = fs::read_to_string(&path).ok()?;
+        // The choice in force is in brackets.
+        let old = match text.split_once('[') {
+            Some((_, rest)) => rest.split(']').next()?.to_owned(),
+            None => text.trim().to_owned(),
+        };
+        fs::write(&path, value).ok()?;
+        Some(Self(path, old))
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        let _ = fs::write(&self.0, &self.1);
+    }
+}
+
 /// Writes so much of the guest's disk, without waiting for it: dirty pages.
 pub fn write_disk(mib: usize) {
     assert!(is_guest(), "only in a guest");

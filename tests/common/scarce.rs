@@ -1,31 +1,15 @@
 //! A machine short of memory: kswapd has to work, and then processes as well.
 
-use std::fs;
 use std::time::Duration;
 use std::time::Instant;
 
 use super::kernels::is_guest;
 use super::oracle;
+use super::pressure::Setting;
 use super::worker::Worker;
 
-/// The least the kernel keeps free, for a time.
-struct MinFree(String);
-
-impl MinFree {
-    const FILE: &str = "/proc/sys/vm/min_free_kbytes";
-
-    fn raise(kib: u64) -> Self {
-        let before = fs::read_to_string(Self::FILE).expect("min_free_kbytes");
-        fs::write(Self::FILE, kib.to_string()).expect("raising it");
-        Self(before)
-    }
-}
-
-impl Drop for MinFree {
-    fn drop(&mut self) {
-        let _ = fs::write(Self::FILE, self.0.trim());
-    }
-}
+/// The least the kernel keeps free.
+const MIN_FREE: &str = "/proc/sys/vm/min_free_kbytes";
 
 /// One process that has to reclaim for itself.
 pub struct Stalled {
@@ -47,7 +31,8 @@ pub fn scarce(watch: impl FnOnce(u32)) -> Stalled {
     hog.ask(&format!("anon {}", free.saturating_sub(400 << 10) / oracle::page_kib()));
     let mut reader = Worker::start();
     reader.ask("reclaim-read 431");
-    let _min_free = MinFree::raise(oracle::meminfo()["MemFree"] + (8 << 10));
+    let more = oracle::meminfo()["MemFree"] + (8 << 10);
+    let _min_free = Setting::of(MIN_FREE, &more.to_string()).expect("raising it");
     let started = Instant::now();
     late.ask("anon 4099");
     Stalled { wall: started.elapsed(), _worker: late, _hog: hog }

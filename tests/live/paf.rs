@@ -19,6 +19,7 @@ use crate::common::kernels::is_guest;
 use crate::common::leak::number;
 use crate::common::oracle;
 use crate::common::pressure::Cgroup;
+use crate::common::pressure::Setting;
 use crate::common::test;
 use crate::common::trace::Trace;
 use crate::common::watcher::PATIENCE;
@@ -348,28 +349,6 @@ fn may_reclaim(words: &str) -> bool {
         "GFP_KERNEL_ACCOUNT", "GFP_NOFS", "GFP_NOIO", "__GFP_DIRECT_RECLAIM",
     ];
     words.split('|').any(|word| WITH.contains(&word) || word == "__GFP_RECLAIM")
-}
-
-/// Sets a file of the kernel, and puts it back.
-struct Setting(String, String);
-
-impl Setting {
-    fn of(path: String, value: &str) -> Option<Self> {
-        let text = fs::read_to_string(&path).ok()?;
-        // The choice in force is in brackets.
-        let old = match text.split_once('[') {
-            Some((_, rest)) => rest.split(']').next()?.to_owned(),
-            None => text.trim().to_owned(),
-        };
-        fs::write(&path, value).ok()?;
-        Some(Self(path, old))
-    }
-}
-
-impl Drop for Setting {
-    fn drop(&mut self) {
-        let _ = fs::write(&self.0, &self.1);
-    }
 }
 
 /// Free memory in pieces, and huge pages wanted at once (no direct reclaim).

@@ -21,6 +21,7 @@ use crate::common::kernels::zram_swap;
 use crate::common::leak::number;
 use crate::common::oracle;
 use crate::common::pressure::Cgroup;
+use crate::common::pressure::Setting;
 use crate::common::pressure::drop_caches;
 use crate::common::scarce::scarce;
 use crate::common::test;
@@ -348,6 +349,9 @@ const INACTIVE: &str = "vmscan/mm_vmscan_lru_shrink_inactive";
 
 /// Dirty pages in a cgroup's limit, whose every call the kernel records as well.
 fn single_calls(hook: &'static str) -> Outcome {
+    // What is written stays dirty until reclaim meets it.
+    let _dirty = [("dirty_ratio", "95"), ("dirty_background_ratio", "90")]
+        .map(|(name, percent)| Setting::of(format!("/proc/sys/vm/{name}"), percent));
     let (_cgroup, mut worker) = limited("pr-calls", 16)?;
     let pid = worker.pid();
     let recorded = Trace::start(&[INACTIVE], "");
@@ -377,6 +381,8 @@ fn single_calls(hook: &'static str) -> Outcome {
         if lost == 0 {
             check_eq!(found, due, "call by call");
         }
+        let moved = |at: usize| due.iter().map(|call| call[at]).sum::<u64>();
+        check!(moved(1) > 0 && moved(2) > 0, "dirty pages, some of them in writeback: {due:?}");
         check!(!due.is_empty() && found.len() + lost as usize >= due.len(), "{found:?}: {due:?}");
         if !hook.starts_with("tp:") {
             check!(rows.iter().all(|row| row["unqueued"].as_u64() <= row["dirty"].as_u64()), "{rows:?}");
