@@ -538,7 +538,14 @@ fn disk_file(pages: usize) -> OwnedFd {
         .open(&path)
         .expect("a temporary file");
     std::fs::remove_file(&path).expect("removing its name");
-    file.write_all(&vec![7; pages * page()]).expect("filling it");
+    // In pieces: this process may have less memory than that.
+    let piece = vec![7; 256 * page()];
+    let mut left = pages * page();
+    while left > 0 {
+        let bytes = left.min(piece.len());
+        file.write_all(&piece[..bytes]).expect("filling it");
+        left -= bytes;
+    }
     file.into()
 }
 
