@@ -1,11 +1,17 @@
 //! A machine short of memory: kswapd has to work, and then processes as well.
 
+use std::collections::HashMap;
+use std::fs;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
+
+use libtest_mimic::Failed;
 
 use super::kernels::is_guest;
 use super::oracle;
 use super::pressure::Setting;
+use super::watcher::PATIENCE;
 use super::worker::Worker;
 
 /// The least the kernel keeps free.
@@ -36,4 +42,26 @@ pub fn scarce(watch: impl FnOnce(u32)) -> Stalled {
     let started = Instant::now();
     late.ask("anon 4099");
     Stalled { wall: started.elapsed(), _worker: late, _hog: hog }
+}
+
+/// Counters of reclaim, of `/proc/vmstat`, once they have come to rest.
+pub fn at_rest<const N: usize>(
+    counters: impl Fn(&HashMap<String, u64>) -> [u64; N],
+) -> Result<[u64; N], Failed> {
+    let read = || -> Result<[u64; N], Failed> {
+        // Counters that each CPU keeps for itself are handed over.
+        fs::write("/proc/sys/vm/stat_refresh", "1")?;
+        Ok(counters(&oracle::vmstat("/proc/vmstat")))
+    };
+    let end = Instant::now() + PATIENCE;
+    let mut last = read()?;
+    while Instant::now() < end {
+        thread::sleep(Duration::from_millis(300));
+        let now = read()?;
+        if now == last {
+            return Ok(now);
+        }
+        last = now;
+    }
+    Err(Failed::from("reclaim does not come to rest"))
 }

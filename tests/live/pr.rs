@@ -3,8 +3,6 @@
 
 use std::fs;
 use std::thread;
-use std::time::Duration;
-use std::time::Instant;
 
 use libtest_mimic::Failed;
 use libtest_mimic::Trial;
@@ -23,11 +21,11 @@ use crate::common::oracle;
 use crate::common::pressure::Cgroup;
 use crate::common::pressure::Setting;
 use crate::common::pressure::drop_caches;
+use crate::common::scarce;
 use crate::common::scarce::scarce;
 use crate::common::test;
 use crate::common::trace;
 use crate::common::trace::Trace;
-use crate::common::watcher::PATIENCE;
 use crate::common::watcher::Totals;
 use crate::common::watcher::Watcher;
 use crate::common::watcher::run;
@@ -229,31 +227,17 @@ fn limit(hook: &'static str) -> Outcome {
 
 /// What vmstat says of reclaim, once it has come to rest.
 fn at_rest() -> Result<[u64; 6], Failed> {
-    let read = || -> Result<[u64; 6], Failed> {
-        // Counters that each CPU keeps for itself are handed over.
-        fs::write("/proc/sys/vm/stat_refresh", "1")?;
-        let stat = oracle::vmstat("/proc/vmstat");
+    scarce::at_rest(|stat| {
         let sum = |names: &[&str]| names.iter().filter_map(|name| stat.get(*name)).sum();
-        Ok([
+        [
             sum(&["pgscan_kswapd"]),
             sum(&["pgsteal_kswapd"]),
             sum(&["pgscan_direct", "pgscan_khugepaged"]),
             sum(&["pgsteal_direct", "pgsteal_khugepaged"]),
             sum(&["pgscan_anon", "pgscan_file"]),
             sum(&["pgsteal_anon", "pgsteal_file"]),
-        ])
-    };
-    let end = Instant::now() + PATIENCE;
-    let mut last = read()?;
-    while Instant::now() < end {
-        thread::sleep(Duration::from_millis(300));
-        let now = read()?;
-        if now == last {
-            return Ok(now);
-        }
-        last = now;
-    }
-    Err(Failed::from("reclaim does not come to rest"))
+        ]
+    })
 }
 
 fn machine(hook: &'static str) -> Outcome {

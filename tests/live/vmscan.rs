@@ -3,8 +3,6 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::thread;
-use std::time::Duration;
 use std::time::Instant;
 
 use libtest_mimic::Failed;
@@ -22,10 +20,10 @@ use crate::common::leak::number;
 use crate::common::oracle;
 use crate::common::pressure::Cgroup;
 use crate::common::pressure::drop_caches;
+use crate::common::scarce;
 use crate::common::scarce::scarce;
 use crate::common::test;
 use crate::common::trace::Trace;
-use crate::common::watcher::PATIENCE;
 use crate::common::watcher::Totals;
 use crate::common::watcher::Watcher;
 use crate::common::watcher::run;
@@ -133,26 +131,12 @@ fn memcg() -> Outcome {
     PASS
 }
 
-/// Counters of reclaim, once it has come to rest.
+/// What is counted, once reclaim has come to rest.
 fn at_rest() -> Result<[u64; 3], Failed> {
-    let read = || -> Result<[u64; 3], Failed> {
-        // Counters that each CPU keeps for itself are handed over.
-        fs::write("/proc/sys/vm/stat_refresh", "1")?;
-        let stat = oracle::vmstat("/proc/vmstat");
+    scarce::at_rest(|stat| {
         let stalls = stat.iter().filter(|(name, _)| name.starts_with("allocstall_"));
-        Ok([stat["pageoutrun"], stalls.map(|(_, n)| n).sum(), stat["nr_vmscan_write"]])
-    };
-    let end = Instant::now() + PATIENCE;
-    let mut last = read()?;
-    while Instant::now() < end {
-        thread::sleep(Duration::from_millis(300));
-        let now = read()?;
-        if now == last {
-            return Ok(now);
-        }
-        last = now;
-    }
-    Err(Failed::from("reclaim does not come to rest"))
+        [stat["pageoutrun"], stalls.map(|(_, n)| n).sum(), stat["nr_vmscan_write"]]
+    })
 }
 
 fn machine() -> Outcome {
