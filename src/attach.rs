@@ -22,7 +22,9 @@ pub struct Hook {
     pub name: &'static str,
     /// BPF programs to load; those the tool attaches are in `attach`.
     pub programs: &'static [&'static str],
-    /// BPF programs that stay attached while the tool runs.
+    /// BPF programs that stay attached while the tool runs, in the order in which
+    /// they are attached: what sees an end comes before what sees its begin, or a
+    /// begin in between would seem to have no end.
     pub attach: &'static [&'static str],
     /// What the kernel must have.
     pub needs: &'static [Need],
@@ -218,15 +220,15 @@ impl Plan {
         }
     }
 
-    /// Attaches the programs that run by themselves. Dropping the links
-    /// detaches them.
+    /// Attaches the programs that run by themselves, in their order. Dropping the
+    /// links detaches them.
     ///
     /// # Errors
     /// The kernel refuses.
     pub fn attach(&self, object: &Object) -> Result<Vec<Link>> {
         let mut links = Vec::new();
-        for program in object.progs_mut() {
-            if program.name().to_str().is_some_and(|name| self.hook.attach.contains(&name)) {
+        for &name in self.hook.attach {
+            for program in object.progs_mut().filter(|program| program.name() == name) {
                 let link = program.attach().context(|| format!("attaching {}", self.hook.name))?;
                 links.push(link);
             }

@@ -121,7 +121,7 @@ static CHOICE: Choice = Choice {
         Hook {
             name: "kprobe:handle_mm_fault",
             programs: &[],
-            attach: &["enter_fault", "leave_fault", "enter_swap", "enter_copy"],
+            attach: &["leave_fault", "enter_fault", "enter_swap", "enter_copy"],
             needs: &[
                 TYPES,
                 Need::ReadKernel,

@@ -78,7 +78,7 @@ static CHOICE: Choice = Choice {
         Hook {
             name: "fexit:do_huge_pmd_anonymous_page",
             programs: &[],
-            attach: &["on_huge", "on_hugetlb", "enter_madvise", "leave_madvise"],
+            attach: &["on_huge", "on_hugetlb", "leave_madvise", "enter_madvise"],
             needs: &[
                 Need::KernelBtf,
                 Need::ReadKernel,
@@ -95,7 +95,7 @@ static CHOICE: Choice = Choice {
         Hook {
             name: "kprobe:do_huge_pmd_anonymous_page",
             programs: &[],
-            attach: &["enter_huge", "leave_huge", "leave_hugetlb", "enter_madvise", "leave_madvise"],
+            attach: &["leave_huge", "leave_hugetlb", "enter_huge", "leave_madvise", "enter_madvise"],
             needs: &[
                 Need::Field("vm_fault", "flags"),
                 Need::ReadKernel,

@@ -112,7 +112,7 @@ static CHOICE: Choice = Choice {
         Hook {
             name: FOLIOS,
             programs: &[],
-            attach: &["on_scan", "on_scan_folios", "on_folios_begin"],
+            attach: &["on_scan_folios", "on_scan", "on_folios_begin"],
             needs: &[
                 Need::KernelBtf,
                 Need::ReadKernel,
@@ -127,7 +127,7 @@ static CHOICE: Choice = Choice {
         Hook {
             name: "fexit:shrink_page_list",
             programs: &[],
-            attach: &["on_scan", "on_scan_pages", "on_pages_begin", "on_pages_done"],
+            attach: &["on_pages_done", "on_scan_pages", "on_scan", "on_pages_begin"],
             needs: &[
                 Need::KernelBtf,
                 Need::ReadKernel,
@@ -143,7 +143,7 @@ static CHOICE: Choice = Choice {
         Hook {
             name: "kprobe:shrink_folio_list",
             programs: &[],
-            attach: &["on_scan", "k_scan_folios", "kr_scan_folios", "k_folios", "kr_folios"],
+            attach: &["kr_folios", "k_folios", "kr_scan_folios", "k_scan_folios", "on_scan"],
             needs: &[
                 Need::Field("scan_control", "nr_scanned"),
                 Need::ReadKernel,
@@ -157,7 +157,7 @@ static CHOICE: Choice = Choice {
         Hook {
             name: "kprobe:shrink_page_list",
             programs: &[],
-            attach: &["on_scan", "k_scan_pages", "kr_scan_pages", "k_pages", "kr_pages"],
+            attach: &["kr_pages", "k_pages", "kr_scan_pages", "k_scan_pages", "on_scan"],
             needs: &[
                 Need::Field("scan_control", "nr_scanned"),
                 Need::ReadKernel,
@@ -376,8 +376,8 @@ impl Tool for Pr {
         let ring = Ring::new(&skel.maps.events)?;
         let shared = skel.maps.bss_data.take().ok_or_else(|| Error::failure("no data section"))?;
         let mode = skel.maps.data_data.take().ok_or_else(|| Error::failure("no data section"))?;
-        let mut links: Vec<Link> = plan.attach(skel.object())?;
-        links.extend(extras.attach(skel.object())?);
+        let mut links: Vec<Link> = extras.attach(skel.object())?;
+        links.extend(plan.attach(skel.object())?);
 
         let missed = || -> u64 { skel.object().progs_mut().map(|it| skipped::runs(&it)).sum() };
         let lost = || read_shared(&shared.lost_events) + missed();

@@ -124,7 +124,7 @@ pub static CHOICE: Choice = Choice {
         Hook {
             name: "kprobe:handle_mm_fault",
             programs: &[],
-            attach: &["enter_fault", "leave_fault"],
+            attach: &["leave_fault", "enter_fault"],
             needs: &[
                 Need::Field("task_struct", "tgid"),
                 Need::ReadKernel,
