@@ -365,8 +365,8 @@ fn single_calls(hook: &'static str) -> Outcome {
         if lost == 0 {
             check_eq!(found, due, "call by call");
         }
-        let moved = |at: usize| due.iter().map(|call| call[at]).sum::<u64>();
-        check!(moved(1) > 0 && moved(2) > 0, "dirty pages, some of them in writeback: {due:?}");
+        // How many are in writeback by then is the disk's affair.
+        check!(due.iter().any(|call| call[1] > 0), "dirty pages are met: {due:?}");
         check!(!due.is_empty() && found.len() + lost as usize >= due.len(), "{found:?}: {due:?}");
         if !hook.starts_with("tp:") {
             check!(rows.iter().all(|row| row["unqueued"].as_u64() <= row["dirty"].as_u64()), "{rows:?}");
