@@ -248,8 +248,6 @@ fn machine(hook: &'static str) -> Outcome {
         drop(scarce(|_| ()));
         let after = at_rest()?;
         let (rows, lost) = finish(watcher)?;
-        // A return that the kernel does not follow is noticed at the thread's next one only.
-        let lost = lost + u64::from(hook.starts_with("kprobe:"));
         let due: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
         let of = |who: &[&str], key| who.iter().map(|who| sum(&rows, who, key)).sum::<u64>();
         // What a cgroup's limit causes counts as direct too, since 7.x; there is none here.
