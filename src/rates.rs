@@ -1,12 +1,12 @@
 //! What the machine's memory does in a second: paging, faults, allocations,
 //! scans and steals from `/proc/vmstat`, and pressure.
 
-use std::time::Duration;
-use std::time::Instant;
-
 use crate::error::Result;
 use crate::procfs::Pressure;
 use crate::procfs::ProcFs;
+use crate::time::WallTime;
+use crate::time::monotonic_ns;
+use crate::time::wall_time;
 
 /// Rates taken from `/proc/vmstat`.
 pub const RATES: usize = 10;
@@ -47,7 +47,7 @@ const RATE_LINES: [Lines; RATES] = [
 /// What changes between two readings.
 #[derive(Debug)]
 pub struct Moving {
-    at: Instant,
+    at_ns: u64,
     counters: [Option<u64>; RATES],
     pressure: Option<Pressure>,
 }
@@ -58,7 +58,7 @@ impl Moving {
     /// # Errors
     /// `/proc/vmstat` cannot be read.
     pub fn read(procfs: &ProcFs) -> Result<Self> {
-        let at = Instant::now();
+        let at_ns = monotonic_ns();
         let vmstat = procfs.vmstat()?;
         let total =
             |lines: &[&str]| -> u64 { lines.iter().filter_map(|line| vmstat.get(*line)).sum() };
@@ -66,13 +66,17 @@ impl Moving {
             let present = lines.plus.iter().any(|line| vmstat.contains_key(*line));
             present.then(|| total(lines.plus).saturating_sub(total(lines.minus)))
         };
-        Ok(Self { at, counters: RATE_LINES.each_ref().map(sum), pressure: procfs.pressure() })
+        Ok(Self { at_ns, counters: RATE_LINES.each_ref().map(sum), pressure: procfs.pressure() })
+    }
+
+    /// When it was read.
+    pub fn time(&self) -> WallTime {
+        wall_time(self.at_ns)
     }
 
     /// What happened a second since `before`.
     pub fn since(&self, before: &Moving) -> Rates {
-        let elapsed = self.at.duration_since(before.at).max(Duration::from_micros(1));
-        let seconds = elapsed.as_secs_f64();
+        let seconds = self.at_ns.saturating_sub(before.at_ns).max(1000) as f64 / 1e9;
         let mut per_second = [None; RATES];
         for (i, rate) in per_second.iter_mut().enumerate() {
             *rate = self.counters[i]
@@ -105,9 +109,8 @@ mod tests {
 
     #[test]
     fn rates_are_per_second_and_missing_where_one_reading_is() {
-        let at = Instant::now();
-        let moving = |at, pgfault, some_us| Moving {
-            at,
+        let moving = |at_ns, pgfault, some_us| Moving {
+            at_ns,
             counters: {
                 let mut counters = [None; RATES];
                 counters[2] = Some(pgfault);
@@ -115,8 +118,8 @@ mod tests {
             },
             pressure: Some(Pressure { some_us, full_us: 0 }),
         };
-        let before = moving(at, 1000, 5);
-        let rates = moving(at + Duration::from_secs(2), 1014, 500_005).since(&before);
+        let before = moving(3, 1000, 5);
+        let rates = moving(2_000_000_003, 1014, 500_005).since(&before);
         assert_eq!(rates.per_second[2], Some(7.0));
         assert_eq!(rates.per_second[0], None);
         assert_eq!(rates.some, Some(25.0));

@@ -374,9 +374,9 @@ impl Sysstat {
         let run = Run { hook: plan.hook.name, notes: plan.notes(), pace, lost: &|| 0 };
         let mut before: Option<Moving> = None;
         every(ctx, run, printer, |printer| {
-            // What rates are taken from is read at the row's own time.
-            let time = WallTime::now();
             let now = if self.rates { Some(Moving::read(&ctx.procfs)?) } else { None };
+            // Rates are for the time between rows.
+            let time = now.as_ref().map_or_else(WallTime::now, Moving::time);
             let nodes = read()?;
             if self.per_node {
                 for (node, reading) in nodes {

@@ -65,3 +65,22 @@ pub fn at_rest<const N: usize>(
     }
     Err(Failed::from("reclaim does not come to rest"))
 }
+
+/// What `start` gives, and the counters at that time: they are the same before and
+/// after. Starting a watcher takes kernel memory, and where that mixes kinds of pages
+/// kswapd makes room for a while (`boost_watermark()`, mm/page_alloc.c), with nobody
+/// watching yet.
+pub fn started_at_rest<const N: usize, T>(
+    counters: impl Fn(&HashMap<String, u64>) -> [u64; N],
+    start: impl Fn() -> Result<T, Failed>,
+) -> Result<([u64; N], T), Failed> {
+    for _ in 0..5 {
+        let before = at_rest(&counters)?;
+        let started = start()?;
+        let after = at_rest(&counters)?;
+        if before == after {
+            return Ok((after, started));
+        }
+    }
+    Err(Failed::from("something is reclaimed each time a watcher starts"))
+}

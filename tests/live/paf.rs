@@ -386,7 +386,12 @@ fn in_pieces(hook: Hook) -> Outcome {
         }
         let huge = rows.iter().filter(|row| row["order"] == 9).count() as u64;
         let fallbacks = after["thp_fault_fallback"] - before["thp_fault_fallback"];
-        check!(agrees(huge, fallbacks, lost), "{huge}, {lost} lost; thp_fault_fallback {fallbacks}");
+        let mut stacks: BTreeMap<String, u64> = BTreeMap::new();
+        rows.iter().for_each(|row| *stacks.entry(row["stack"].to_string()).or_default() += 1);
+        check!(
+            agrees(huge, fallbacks, lost),
+            "{huge}, {lost} lost; thp_fault_fallback {fallbacks}: {ours:?}, {stacks:#?}"
+        );
         rows.iter().try_for_each(|row| check_reason(row, hook).map(drop))?;
         let words = |text: &str| rows.iter().filter(|row| row["reason"] == text).count();
         check!(

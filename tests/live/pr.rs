@@ -1,6 +1,7 @@
 //! pr against pgscan and pgsteal, of a cgroup's `memory.stat` and of `/proc/vmstat`,
 //! and against what the kernel's own record of trace events says of single calls.
 
+use std::collections::HashMap;
 use std::fs;
 use std::thread;
 
@@ -21,8 +22,9 @@ use crate::common::oracle;
 use crate::common::pressure::Cgroup;
 use crate::common::pressure::Setting;
 use crate::common::pressure::drop_caches;
-use crate::common::scarce;
+use crate::common::scarce::at_rest;
 use crate::common::scarce::scarce;
+use crate::common::scarce::started_at_rest;
 use crate::common::test;
 use crate::common::trace;
 use crate::common::trace::Trace;
@@ -225,28 +227,27 @@ fn limit(hook: &'static str) -> Outcome {
     PASS
 }
 
-/// What vmstat says of reclaim, once it has come to rest.
-fn at_rest() -> Result<[u64; 6], Failed> {
-    scarce::at_rest(|stat| {
-        let sum = |names: &[&str]| names.iter().filter_map(|name| stat.get(*name)).sum();
-        [
-            sum(&["pgscan_kswapd"]),
-            sum(&["pgsteal_kswapd"]),
-            sum(&["pgscan_direct", "pgscan_khugepaged"]),
-            sum(&["pgsteal_direct", "pgsteal_khugepaged"]),
-            sum(&["pgscan_anon", "pgscan_file"]),
-            sum(&["pgsteal_anon", "pgsteal_file"]),
-        ]
-    })
+/// What vmstat says of reclaim.
+fn reclaimed(stat: &HashMap<String, u64>) -> [u64; 6] {
+    let sum = |names: &[&str]| names.iter().filter_map(|name| stat.get(*name)).sum();
+    [
+        sum(&["pgscan_kswapd"]),
+        sum(&["pgsteal_kswapd"]),
+        sum(&["pgscan_direct", "pgscan_khugepaged"]),
+        sum(&["pgsteal_direct", "pgsteal_khugepaged"]),
+        sum(&["pgscan_anon", "pgscan_file"]),
+        sum(&["pgsteal_anon", "pgsteal_file"]),
+    ]
 }
 
 fn machine(hook: &'static str) -> Outcome {
     if_supported("zram", zram_swap(), || {
         drop_caches();
-        let before = at_rest()?;
-        let watcher = Watcher::start(&["pr", "--hook", hook, "-i", "0.5"]);
+        let (before, watcher) = started_at_rest(reclaimed, || {
+            Ok(Watcher::start(&["pr", "--hook", hook, "-i", "0.5"]))
+        })?;
         drop(scarce(|_| ()));
-        let after = at_rest()?;
+        let after = at_rest(reclaimed)?;
         let (rows, lost) = finish(watcher)?;
         let due: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
         let of = |who: &[&str], key| who.iter().map(|who| sum(&rows, who, key)).sum::<u64>();
@@ -314,8 +315,9 @@ fn pageout(hook: &'static str) -> Outcome {
         let mut worker = Worker::start();
         worker.ask("anon 1009");
         let pid = worker.pid().to_string();
-        let before = at_rest()?;
-        let watcher = Watcher::start(&["pr", "--hook", hook, "-i", "0.5", "-P", &pid]);
+        let (before, watcher) = started_at_rest(reclaimed, || {
+            Ok(Watcher::start(&["pr", "--hook", hook, "-i", "0.5", "-P", &pid]))
+        })?;
         worker.ask("pageout");
         let (rows, lost) = finish(watcher)?;
         let swapped = oracle::smaps_rollup(worker.pid()).ok_or("gone")?["Swap"] / oracle::page_kib();
@@ -324,7 +326,7 @@ fn pageout(hook: &'static str) -> Outcome {
         check!(swapped > 0, "something has gone to swap");
         check!(rows.iter().all(|row| row["who"] == "pageout" && row["cgroup"].is_null()), "{rows:?}");
         // The kernel does not count it as reclaim.
-        check_eq!(at_rest()?, before, "pgscan and pgsteal");
+        check_eq!(at_rest(reclaimed)?, before, "pgscan and pgsteal");
         PASS
     })
 }

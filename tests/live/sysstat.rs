@@ -114,11 +114,15 @@ fn kib(vmstat: &HashMap<String, u64>, lines: &[&str]) -> Option<u64> {
         .sum()
 }
 
-/// A reading of vmstat between two moments.
+/// A reading of a file between two moments.
 type Read = (Instant, Instant, HashMap<String, u64>);
 
-/// Rows of a running watcher, each with the readings of `path` around it.
-fn bracketed(args: &[&str], path: &str, wanted: usize) -> Result<Vec<(Value, Vec<Read>)>, Failed> {
+/// Rows of a running watcher, each with what `read` gave around it.
+fn bracketed(
+    args: &[&str],
+    read: impl Fn() -> HashMap<String, u64>,
+    wanted: usize,
+) -> Result<Vec<(Value, Vec<Read>)>, Failed> {
     let watcher = Watcher::start(args);
     let mut reads: Vec<Read> = Vec::new();
     let mut found: Vec<(Value, Vec<Read>)> = Vec::new();
@@ -127,13 +131,13 @@ fn bracketed(args: &[&str], path: &str, wanted: usize) -> Result<Vec<(Value, Vec
     while arrived.len() <= wanted {
         check!(Instant::now() < end, "only {} rows came", arrived.len());
         let before = Instant::now();
-        let vmstat = oracle::vmstat(path);
-        reads.push((before, Instant::now(), vmstat));
+        let values = read();
+        reads.push((before, Instant::now(), values));
         while let Some(row) = watcher.next_at(Duration::ZERO) {
             arrived.push(row);
         }
     }
-    reads.push((Instant::now(), Instant::now(), oracle::vmstat(path)));
+    reads.push((Instant::now(), Instant::now(), read()));
     for pair in arrived.windows(2) {
         // A row was read after the one before it arrived, and before it arrived.
         let (from, to) = (pair[0].0, pair[1].0);
@@ -189,7 +193,7 @@ fn compare(found: &[(Value, Vec<Read>)], columns: &[(&str, &[&str])]) -> Outcome
 
 fn against_vmstat(hook: &str) -> Outcome {
     let args = ["sysstat", "-R", "-i", "0.1", "--hook", hook];
-    let found = bracketed(&args, "/proc/vmstat", 20)?;
+    let found = bracketed(&args, || oracle::vmstat("/proc/vmstat"), 20)?;
     // Kept by the swap code alone before 5.12; then read from /proc/meminfo.
     let counted = oracle::vmstat("/proc/vmstat").contains_key("nr_swapcached");
     let columns: Vec<(&str, &[&str])> =
@@ -246,32 +250,21 @@ fn against_meminfo() -> Outcome {
         ("page_tables", "PageTables"),
         ("swap_cached", "SwapCached"),
     ];
-    let watcher = Watcher::start(&["sysstat", "-R", "-i", "0.2"]);
-    let mut agreed: HashMap<&str, u32> = HashMap::new();
-    let mut seen = 0;
-    let mut before = oracle::meminfo();
-    while let (Some(row), true) = (watcher.next(PATIENCE), seen < 40) {
-        let after = oracle::meminfo();
-        for (key, line) in LINES {
-            let ours = row[format!("{key}_kib")].as_u64();
-            let (low, high) = (before[line].min(after[line]), before[line].max(after[line]));
-            if ours.is_some_and(|ours| (low..=high).contains(&ours)) {
-                *agreed.entry(key).or_default() += 1;
-            }
-        }
-        before = after;
-        seen += 1;
-    }
-    let (_, _, stderr) = watcher.stop();
-    check_eq!(seen, 40, "rows: {stderr}");
+    let found = bracketed(&["sysstat", "-R", "-i", "0.2"], oracle::meminfo, 40)?;
     for (key, line) in LINES {
         // A kernel whose two files disagree with each other is not ours to judge.
         let free = oracle::vmstat("/proc/vmstat")["nr_free_pages"] * oracle::page_kib();
         if key == "free" && !is_guest() && free.abs_diff(oracle::meminfo()["MemFree"]) > 1 << 20 {
             continue;
         }
-        let agreed = agreed.get(key).copied().unwrap_or(0);
-        check!(agreed > seen / 2, "{key} agreed with {line} in {agreed} of {seen} rows only");
+        let agreed = found.iter().filter(|(row, reads)| {
+            let values = || reads.iter().map(|(_, _, meminfo)| meminfo[line]);
+            let (low, high) = (values().min(), values().max());
+            let ours = row[format!("{key}_kib")].as_u64();
+            ours.is_some() && low <= ours && ours <= high
+        });
+        let (agreed, seen) = (agreed.count(), found.len());
+        check!(2 * agreed > seen, "{key} agreed with {line} in {agreed} of {seen} rows only");
     }
     PASS
 }
@@ -441,7 +434,7 @@ fn per_node() -> Outcome {
     let mut seen = BTreeSet::new();
     for &node in &nodes {
         let path = format!("/sys/devices/system/node/node{node}/vmstat");
-        let found = bracketed(&["sysstat", "-R", "--per-node", "-i", "0.1"], &path, 41)?;
+        let found = bracketed(&["sysstat", "-R", "--per-node", "-i", "0.1"], || oracle::vmstat(&path), 41)?;
         // With several nodes their rows alternate; each arrives with its report.
         let mine: Vec<(Value, Vec<Read>)> = {
             let mut mine = Vec::new();
@@ -481,7 +474,8 @@ fn rates() -> Outcome {
         let row = watcher.next(PATIENCE).ok_or("no row")?;
         let after_second = faults();
         let now = moment(&row);
-        let counted = row["faults_per_s"].as_f64().ok_or("no rate")? * (now - time);
+        let span = now - time;
+        let counted = row["faults_per_s"].as_f64().ok_or("no rate")? * span;
         let (least, most) = (
             before_second.saturating_sub(after_first) as f64,
             after_second.saturating_sub(before_first) as f64,
@@ -489,7 +483,7 @@ fn rates() -> Outcome {
         // The two clocks of a row differ by the time a reading takes.
         check!(
             counted >= least * 0.95 && counted <= most * 1.05,
-            "{counted} faults, the kernel counted {least} to {most}"
+            "{counted} faults in {span} s, the kernel counted {least} to {most}: {row}"
         );
         check!(counted >= 7919.0 * 0.95, "the worker alone had 7919, not {counted}");
         let pressure = fs::read_to_string("/proc/pressure/memory").is_ok();

@@ -20,8 +20,9 @@ use crate::common::leak::number;
 use crate::common::oracle;
 use crate::common::pressure::Cgroup;
 use crate::common::pressure::drop_caches;
-use crate::common::scarce;
+use crate::common::scarce::at_rest;
 use crate::common::scarce::scarce;
+use crate::common::scarce::started_at_rest;
 use crate::common::test;
 use crate::common::trace::Trace;
 use crate::common::watcher::Totals;
@@ -131,24 +132,24 @@ fn memcg() -> Outcome {
     PASS
 }
 
-/// What is counted, once reclaim has come to rest.
-fn at_rest() -> Result<[u64; 3], Failed> {
-    scarce::at_rest(|stat| {
-        let stalls = stat.iter().filter(|(name, _)| name.starts_with("allocstall_"));
-        [stat["pageoutrun"], stalls.map(|(_, n)| n).sum(), stat["nr_vmscan_write"]]
-    })
+/// What vmstat counts of it.
+fn reclaims(stat: &HashMap<String, u64>) -> [u64; 3] {
+    let stalls = stat.iter().filter(|(name, _)| name.starts_with("allocstall_"));
+    [stat["pageoutrun"], stalls.map(|(_, n)| n).sum(), stat["nr_vmscan_write"]]
 }
 
 fn machine() -> Outcome {
     if_supported("zram", zram_swap(), || {
         drop_caches();
-        let before = at_rest()?;
         let write = ["vmscan/mm_vmscan_write_folio", "vmscan/mm_vmscan_writepage"];
         let write = write.into_iter().find(|name| {
             fs::exists(format!("/sys/kernel/tracing/events/{name}")).unwrap_or(false)
         });
-        let recorded = Trace::start(&[write.ok_or("no event of writes")?], "").ok_or("no trace")?;
-        let watcher = Watcher::start(&["vmscan", "-i", "0.5"]);
+        let write = write.ok_or("no event of writes")?;
+        let (before, (recorded, watcher)) = started_at_rest(reclaims, || {
+            let recorded = Trace::start(&[write], "").ok_or("no trace")?;
+            Ok((recorded, Watcher::start(&["vmscan", "-i", "0.5"])))
+        })?;
         let mut own = None;
         let stalled = scarce(|pid| {
             own = Some(Watcher::start(&["vmscan", "-i", "0.5", "-P", &pid.to_string()]));
@@ -160,7 +161,7 @@ fn machine() -> Outcome {
         more.ask(&format!("anon {}", oracle::meminfo()["MemAvailable"] / oracle::page_kib() + 4099));
         more.kill();
         drop(stalled);
-        let after = at_rest()?;
+        let after = at_rest(reclaims)?;
         let rows = finish(watcher)?;
         let written = recorded.stop().len() as u64;
         let [runs, stalls, writes] = [0, 1, 2].map(|at| after[at] - before[at]);
