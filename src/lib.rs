@@ -33,6 +33,7 @@ pub mod leak;
 pub mod lives;
 pub mod maps;
 pub mod names;
+pub mod nodes;
 pub mod oom;
 pub mod output;
 pub mod pagemap;

@@ -4,9 +4,6 @@
 use crate::error::Error;
 use crate::error::Result;
 
-/// Zones a node can have (`MAX_NR_ZONES` is at most 6, include/linux/mmzone.h).
-pub const ZONES_PER_NODE: u32 = 8;
-
 /// A zone at one moment, from `zone_read()` of zones.bpf.h. Sizes in pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Zone {

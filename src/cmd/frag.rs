@@ -6,10 +6,6 @@ use std::mem::MaybeUninit;
 use std::process::ExitCode;
 
 use clap::Args;
-use libbpf_rs::MapCore;
-use libbpf_rs::MapFlags;
-use libbpf_rs::ProgramInput;
-use libbpf_rs::ProgramMut;
 use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::SkelBuilder as _;
 
@@ -30,9 +26,11 @@ use crate::engine::every;
 use crate::error::Context as _;
 use crate::error::Error;
 use crate::error::Result;
-use crate::event::decode;
 use crate::event::read_shared;
 use crate::kernel::Need;
+use crate::nodes;
+use crate::nodes::ZONES_PER_NODE;
+use crate::nodes::run_once;
 use crate::output::ALWAYS;
 use crate::output::Column;
 use crate::output::Printer;
@@ -47,7 +45,6 @@ use crate::time::WallTime;
 use crate::units::pages_to_bytes;
 use crate::zone;
 use crate::zones::FreeBlocks;
-use crate::zones::ZONES_PER_NODE;
 use crate::zones::Zone;
 use crate::zones::from_buddyinfo;
 
@@ -209,14 +206,12 @@ impl Frag {
         let builder = skel::FragSkelBuilder { obj_builder: ctx.kernel.object_builder()? };
         let mut open = builder.open(&mut storage)?;
         plan.select(open.open_object_mut());
-        let possible = ctx.procfs.nodes("possible").into_iter().max().unwrap_or(0) + 1;
+        let possible = nodes::possible(&ctx.procfs);
         open.maps.zones.set_max_entries(possible * ZONES_PER_NODE)?;
         if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
             constants.zone_slots = possible * ZONES_PER_NODE;
             if plan.hook.programs.contains(&"learn_ksym") {
-                constants.node_data_addr = ctx.kernel.address("node_data").ok_or_else(|| {
-                    Error::rights("the address of node_data is hidden: needs CAP_SYSLOG, or another --hook")
-                })?;
+                constants.node_data_addr = nodes::table(&ctx.kernel)?;
             }
         }
         let mut skel = open
@@ -234,7 +229,7 @@ impl Frag {
         self.report(ctx, plan, || {
             run_once(&skel.progs.read_zones)?;
             let round = read_shared(&shared.rounds);
-            let zones = entries(&skel.maps.zones)?;
+            let zones = nodes::entries::<RawZone>(&skel.maps.zones)?;
             let mut fresh: Vec<Zone> =
                 zones.iter().filter(|it| it.round == round).map(|it| zone!(it.state)).collect();
             fresh.sort_by_key(|zone| (zone.nid, zone.index));
@@ -299,21 +294,6 @@ impl Frag {
             None => Ok(()),
         }
     }
-}
-
-/// All entries of the table.
-fn entries(map: &impl MapCore) -> Result<Vec<RawZone>> {
-    (0..map.max_entries())
-        .map(|i| {
-            let bytes = map.lookup(&i.to_ne_bytes(), MapFlags::ANY)?;
-            decode(&bytes.ok_or_else(|| Error::failure("an array map lacks an entry"))?)
-        })
-        .collect()
-}
-
-fn run_once(program: &ProgramMut<'_>) -> Result<()> {
-    program.test_run(ProgramInput::default()).context(|| "running a BPF program")?;
-    Ok(())
 }
 
 #[cfg(test)]

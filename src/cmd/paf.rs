@@ -11,10 +11,8 @@ use std::time::SystemTime;
 use clap::Args;
 use libbpf_rs::Link;
 use libbpf_rs::MapCore;
-use libbpf_rs::MapFlags;
 use libbpf_rs::Object;
 use libbpf_rs::OpenObject;
-use libbpf_rs::ProgramInput;
 use libbpf_rs::ProgramMut;
 use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::Skel as _;
@@ -42,7 +40,6 @@ use crate::engine::stream;
 use crate::error::Context as _;
 use crate::error::Error;
 use crate::error::Result;
-use crate::event::decode;
 use crate::event::read_shared;
 use crate::event::text;
 use crate::faults::Faulter;
@@ -51,6 +48,10 @@ use crate::gfp::AllocNames;
 use crate::gfp::GfpNames;
 use crate::kernel::KernelFacts;
 use crate::kernel::Need;
+use crate::nodes;
+use crate::nodes::ZONES_PER_NODE;
+use crate::nodes::lure;
+use crate::nodes::run_once;
 use crate::output::Column;
 use crate::output::Group;
 use crate::output::Printer;
@@ -76,9 +77,7 @@ use crate::target;
 use crate::time::WallTime;
 use crate::time::monotonic_ns;
 use crate::time::wall_time;
-use crate::units::page_size;
 use crate::zone;
-use crate::zones::ZONES_PER_NODE;
 
 skeleton!("paf");
 use skel::types::paf_count as RawCount;
@@ -111,10 +110,6 @@ const CHARGES: [&str; 2] = ["try_charge_memcg", "try_charge"];
 
 /// Reports between two sweeps that make room for others.
 const SWEEP: u64 = 16;
-
-/// Pages to touch so that some request passes the hook: more than the per-CPU
-/// lists hold (pcp batch, mm/page_alloc.c).
-const LURE_PAGES: usize = 512;
 
 /// `ZONE_UNKNOWN` and `FLAGS_UNKNOWN` of paf.bpf.c.
 const ZONE_UNKNOWN: u16 = 0xffff;
@@ -230,7 +225,7 @@ impl Tool for Paf {
         let mut open = builder.open(&mut storage)?;
         plan.select(open.open_object_mut());
         charge.select(open.open_object_mut());
-        let possible = ctx.procfs.nodes("possible").into_iter().max().unwrap_or(0) + 1;
+        let possible = nodes::possible(&ctx.procfs);
         open.maps.zones.set_max_entries(possible * ZONES_PER_NODE)?;
         open.maps.counts.set_max_entries(if self.counts() { self.max_entries } else { 1 })?;
         open.maps.events.set_max_entries(self.ring.bytes())?;
@@ -402,35 +397,12 @@ fn missed(object: &Object) -> u64 {
     object.progs_mut().filter(counting).map(|program| skipped::runs(&program)).sum()
 }
 
-fn run_once(program: &ProgramMut<'_>) -> Result<()> {
-    program.test_run(ProgramInput::default()).context(|| "running a BPF program")?;
-    Ok(())
-}
-
-/// Allocates fresh pages until one passed the hook, or it is clear that none will.
-fn lure(caught: impl Fn() -> bool) {
-    for _ in 0..8 {
-        let mut pages = vec![0u8; LURE_PAGES * page_size() as usize];
-        for page in pages.chunks_mut(page_size() as usize) {
-            page[0] = 1;
-        }
-        // Keeps the writes, which are the point.
-        std::hint::black_box(&pages);
-        if caught() {
-            return;
-        }
-    }
-}
-
 /// By their place in the table.
 type Zones = HashMap<u16, ZoneThen>;
 
 fn read_zones(map: &impl MapCore, round: u64) -> Result<Zones> {
     let mut zones = Zones::new();
-    for place in 0..map.max_entries() {
-        let bytes = map.lookup(&place.to_ne_bytes(), MapFlags::ANY)?;
-        let raw: RawZone =
-            decode(&bytes.ok_or_else(|| Error::failure("an array map lacks an entry"))?)?;
+    for (place, raw) in (0u32..).zip(nodes::entries::<RawZone>(map)?) {
         if let (Ok(place), true) = (u16::try_from(place), raw.round == round && round > 0) {
             let zone = zone!(raw.state);
             let then = ZoneThen {

@@ -6,9 +6,6 @@ use std::process::ExitCode;
 use ::procfs::Meminfo;
 use clap::Args;
 use libbpf_rs::MapCore;
-use libbpf_rs::MapFlags;
-use libbpf_rs::ProgramInput;
-use libbpf_rs::ProgramMut;
 use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::skel::Skel as _;
 use libbpf_rs::skel::SkelBuilder as _;
@@ -30,10 +27,13 @@ use crate::engine::every;
 use crate::error::Context as _;
 use crate::error::Error;
 use crate::error::Result;
-use crate::event::Event;
-use crate::event::decode;
 use crate::event::read_shared;
 use crate::kernel::Need;
+use crate::nodes;
+use crate::nodes::ZONES_PER_NODE;
+use crate::nodes::entries;
+use crate::nodes::lure;
+use crate::nodes::run_once;
 use crate::output::ALWAYS;
 use crate::output::Column;
 use crate::output::Group;
@@ -49,7 +49,6 @@ use crate::rates::Rates;
 use crate::rights;
 use crate::target::Target;
 use crate::time::WallTime;
-use crate::units::page_size;
 use crate::vmstat::Counter;
 use crate::vmstat::Layout;
 use crate::vmstat::Reading;
@@ -63,13 +62,6 @@ use skel::types::sysstat_zone as RawZone;
 unsafe impl plain::Plain for RawNode {}
 // SAFETY: as above; the one gap is named `pad`.
 unsafe impl plain::Plain for RawZone {}
-
-/// Zones a node can have (`MAX_NR_ZONES` is at most 6, include/linux/mmzone.h).
-const ZONES_PER_NODE: u32 = 8;
-
-/// Pages to touch so that some allocation passes the hook: more than the
-/// per-CPU lists hold (pcp batch, mm/page_alloc.c).
-const LURE_PAGES: usize = 512;
 
 /// The reader finds its way through the nodes with type information.
 const TYPES: Need = Need::Field("pglist_data", "node_zonelists");
@@ -322,15 +314,13 @@ impl Sysstat {
         let builder = skel::SysstatSkelBuilder { obj_builder: ctx.kernel.object_builder()? };
         let mut open = builder.open(&mut storage)?;
         plan.select(open.open_object_mut());
-        let possible = ctx.procfs.nodes("possible").into_iter().max().unwrap_or(0) + 1;
+        let possible = nodes::possible(&ctx.procfs);
         open.maps.nodes.set_max_entries(possible)?;
         open.maps.zones.set_max_entries(possible * ZONES_PER_NODE)?;
         if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
             constants.zone_slots = possible * ZONES_PER_NODE;
             if plan.hook.programs.contains(&"learn_ksym") {
-                constants.node_data_addr = ctx.kernel.address("node_data").ok_or_else(|| {
-                    Error::rights("the address of node_data is hidden: needs CAP_SYSLOG, or another --hook")
-                })?;
+                constants.node_data_addr = nodes::table(&ctx.kernel)?;
             }
         }
         let mut skel = open
@@ -431,37 +421,6 @@ fn from_maps(
             (nid, layout.from_arrays(&node.stat, &sum))
         })
         .collect())
-}
-
-/// All entries of an array map.
-fn entries<T: Event>(map: &impl MapCore) -> Result<Vec<T>> {
-    (0..map.max_entries())
-        .map(|i| {
-            let bytes = map.lookup(&i.to_ne_bytes(), MapFlags::ANY)?;
-            decode(&bytes.ok_or_else(|| Error::failure("an array map lacks an entry"))?)
-        })
-        .collect()
-}
-
-fn run_once(program: &ProgramMut<'_>) -> Result<()> {
-    program.test_run(ProgramInput::default()).context(|| "running a BPF program")?;
-    Ok(())
-}
-
-/// Allocates fresh pages until `caught` says that one passed the hook, or it is
-/// clear that none will.
-fn lure(caught: impl Fn() -> bool) {
-    for _ in 0..8 {
-        let mut pages = vec![0u8; LURE_PAGES * page_size() as usize];
-        for page in pages.chunks_mut(page_size() as usize) {
-            page[0] = 1;
-        }
-        // Keeps the writes, which are the point.
-        std::hint::black_box(&pages);
-        if caught() {
-            return;
-        }
-    }
 }
 
 #[cfg(test)]

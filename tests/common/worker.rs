@@ -36,6 +36,9 @@ use std::time::Duration;
 use rustix::mm::Advice;
 use rustix::mm::MapFlags;
 use rustix::mm::ProtFlags;
+use rustix::process::Pid;
+use rustix::thread::CpuSet;
+use rustix::thread::sched_setaffinity;
 
 use super::kernels::is_guest;
 
@@ -73,6 +76,14 @@ impl Worker {
         let mut worker = Self { child, to, from };
         let greeting = worker.hear();
         (worker, greeting)
+    }
+
+    /// Has its first thread run on one CPU only.
+    pub fn pin(&self, cpu: usize) {
+        let mut only = CpuSet::new();
+        only.set(cpu);
+        let target = Pid::from_raw(self.pid().cast_signed());
+        sched_setaffinity(target, &only).expect("pinning a worker");
     }
 
     /// Its process id.

@@ -452,14 +452,7 @@ fn cpu_hotplug() -> Outcome {
         // From the next report on it is seen there.
         while watcher.next(Duration::from_millis(700)).is_some() {}
         let before = Counts::asked(&mut worker, "faults");
-        rustix::thread::sched_setaffinity(
-            rustix::process::Pid::from_raw(pid.cast_signed()),
-            &{
-                let mut set = rustix::thread::CpuSet::new();
-                set.set(1);
-                set
-            },
-        )?;
+        worker.pin(1);
         Counts::asked(&mut worker, "fault-anon 809");
         let due = Counts::asked(&mut worker, "faults").since(before);
         let (rows, lost) = stop(watcher)?;

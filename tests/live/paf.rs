@@ -361,8 +361,9 @@ fn in_pieces(hook: Hook) -> Outcome {
         )
     });
     if_supported("thp", matches!(set, Some((Some(_), Some(_), _))), || {
-        let (mut broken, mut worker) = (Worker::start(), Worker::start());
-        broken.ask("pepper 60013");
+        // The memory of each node, if there are two: huge pages come from the own.
+        let _broken: Vec<Worker> = [0, 1].into_iter().map(in_pieces_at).collect();
+        let mut worker = Worker::start();
         // More than can be had; of each only one page is touched.
         let wanted = oracle::meminfo()["MemTotal"] / 2048;
         let pid = worker.pid().to_string();
@@ -406,9 +407,16 @@ fn in_pieces(hook: Hook) -> Outcome {
         };
         check!(rows.iter().all(ends), "frames of the program: {}", rows[0]);
         worker.end();
-        broken.end();
         PASS
     })
+}
+
+/// A process on one CPU that holds every other of many pages.
+fn in_pieces_at(cpu: usize) -> Worker {
+    let mut worker = Worker::start();
+    worker.pin(cpu);
+    worker.ask("pepper 30011");
+    worker
 }
 
 /// The pool of hugetlbfs grows until there is no more: requests that may reclaim.

@@ -416,10 +416,7 @@ fn cpu_hotplug() -> Outcome {
     settle(&watcher, pid, (split, true), "with one CPU")?;
     fs::write(switch, "1")?;
     // Its pages are counted on the CPU that was not there.
-    let mut mask = rustix::thread::CpuSet::new();
-    mask.set(1);
-    let target = Pid::from_raw(pid as i32);
-    rustix::thread::sched_setaffinity(target, &mask)?;
+    worker.pin(1);
     // A report passes, in which the watcher sees the new CPU.
     std::thread::sleep(Duration::from_millis(500));
     worker.ask("anon 2003");
