@@ -358,9 +358,12 @@ fn in_pieces(hook: Hook) -> Outcome {
             Setting::of(format!("{THP}/enabled"), "madvise"),
             Setting::of(format!("{THP}/defrag"), "never"),
             Setting::of(format!("{THP}/khugepaged/defrag"), "0"),
+            // Huge pages that are to move want others as well, and do not count as faults
+            // (do_huge_pmd_numa_page(), mm/huge_memory.c).
+            Setting::of("/proc/sys/kernel/numa_balancing", "0"),
         )
     });
-    if_supported("thp", matches!(set, Some((Some(_), Some(_), _))), || {
+    if_supported("thp", matches!(set, Some((Some(_), Some(_), ..))), || {
         // The memory of each node, if there are two: huge pages come from the own.
         let _broken: Vec<Worker> = [0, 1].into_iter().map(in_pieces_at).collect();
         let mut worker = Worker::start();
