@@ -19,6 +19,7 @@ pub mod child;
 pub mod cli;
 pub mod cmd;
 pub mod context;
+pub mod departed;
 pub mod elf;
 pub mod engine;
 pub mod error;

@@ -30,6 +30,7 @@ use crate::cli::LimitArgs;
 use crate::cli::StackFormatArgs;
 use crate::cli::TargetArgs;
 use crate::context::Context;
+use crate::departed::Departed;
 use crate::engine::Pace;
 use crate::engine::Ring;
 use crate::engine::Run;
@@ -96,9 +97,6 @@ const TYPES: Need = Need::Field("task_struct", "tgid");
 
 /// Without an option, a table shows so many stacks a report.
 const STACKS_SHOWN: usize = 20;
-
-/// Reports between two sweeps that forget processes which have gone.
-const SWEEP: u64 = 16;
 
 static CHOICE: Choice = Choice {
     purpose: "to see page faults",
@@ -486,9 +484,8 @@ struct Counter<'run> {
     /// The stacks of the whole run, for a profile.
     totals: HashMap<u64, Stack>,
     begin: Instant,
-    reports: u64,
     /// Whether processes can be looked for in `/proc`.
-    may_forget: bool,
+    departed: Departed<Faulter>,
 }
 
 impl<'run> Counter<'run> {
@@ -503,8 +500,7 @@ impl<'run> Counter<'run> {
             samples: Vec::new(),
             totals: HashMap::new(),
             begin: Instant::now(),
-            reports: 0,
-            may_forget,
+            departed: Departed::new(may_forget),
         }
     }
 
@@ -515,7 +511,6 @@ impl<'run> Counter<'run> {
         stackless: impl FnOnce() -> u64,
         printer: &mut Printer,
     ) -> Result<()> {
-        self.reports += 1;
         self.names.new_report();
         let mut counted: Vec<(Place, u64)> = Vec::new();
         let mut idle: Vec<u64> = Vec::new();
@@ -534,10 +529,7 @@ impl<'run> Counter<'run> {
             By::Process | By::File => self.by_process(&counted),
         };
         self.options.print(rows, printer)?;
-        if self.may_forget && self.reports.is_multiple_of(SWEEP) {
-            self.forget(ctx, maps, &idle)?;
-        }
-        Ok(())
+        self.forget(ctx, maps, &idle)
     }
 
     fn by_process(&self, counted: &[(Place, u64)]) -> Vec<Counted> {
@@ -602,22 +594,20 @@ impl<'run> Counter<'run> {
 
     /// Makes room: what has gone will not fault again.
     fn forget(&mut self, ctx: &Context, maps: &skel::FaultsMaps<'_>, idle: &[u64]) -> Result<()> {
-        let mut gone: HashMap<Faulter, bool> = HashMap::new();
-        for &key in idle {
-            let who = Place::from(key).who;
-            if *gone.entry(who).or_insert_with(|| !who.lives(&ctx.procfs)) {
-                maps.counts.delete(&key.to_ne_bytes())?;
-                self.counts.remove(&key);
-            }
+        let owner = |key: &u64| Place::from(*key).who;
+        let lives = |who: Faulter| who.lives(&ctx.procfs);
+        let gone = self.departed.after_report(idle.iter().map(owner), lives);
+        for key in idle.iter().filter(|key| gone.contains(&owner(key))) {
+            maps.counts.delete(&key.to_ne_bytes())?;
+            self.counts.remove(key);
         }
-        gone.retain(|_, gone| *gone);
         if self.options.by == By::Stack && !gone.is_empty() {
             let mut ids = Vec::new();
             batch::for_each_raw(&maps.stacks, |id, value| {
                 let id = id.first_chunk().copied().map(u64::from_ne_bytes);
                 let (Some(id), Some(stack)) = (id, LAYOUT.read(value)) else { return };
                 // All of it is in reports: one that came since stays for the next.
-                if gone.contains_key(&stack.place.who) && self.stacks.get(&id) == Some(&stack.faults) {
+                if gone.contains(&stack.place.who) && self.stacks.get(&id) == Some(&stack.faults) {
                     ids.push(id);
                 }
             })?;
@@ -630,7 +620,7 @@ impl<'run> Counter<'run> {
                 }
             }
         }
-        for who in gone.into_keys() {
+        for who in gone {
             self.names.forget(who);
             self.comms.remove(&who);
         }

@@ -26,6 +26,7 @@ use crate::cli::LimitArgs;
 use crate::cli::RingArgs;
 use crate::cli::TargetArgs;
 use crate::context::Context;
+use crate::departed::Departed;
 use crate::engine::Pace;
 use crate::engine::Ring;
 use crate::engine::Run;
@@ -68,9 +69,6 @@ const MADVISE: Need = Need::Path("/sys/kernel/tracing/events/syscalls/sys_enter_
 
 /// Without one no huge page is ever mapped by a fault.
 const THP: Need = Need::Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
-
-/// Reports between two sweeps that make room for others.
-const SWEEP: u64 = 16;
 
 static CHOICE: Choice = Choice {
     purpose: "to see huge-page faults",
@@ -368,7 +366,7 @@ impl Tool for Hfaults {
             true => Printer::stdout::<Call, 8>(style, ALWAYS)?,
             false => Printer::stdout::<Counted, 8>(style, ALWAYS)?,
         };
-        let mut counter = Counter { before: HashMap::new(), reports: 0, zero_known: !on_events };
+        let mut counter = Counter { before: HashMap::new(), departed: Departed::new(ctx.procfs.in_first_pid_namespace()), zero_known: !on_events };
         stream::<RawCall>(&ctx, run, &ring, printer, |step, printer| match step {
             Step::Event(raw) => printer.row(&Call::from(&raw)),
             Step::Report => {
@@ -393,7 +391,7 @@ fn zero_pages() -> bool {
 /// What was counted up to the last report.
 struct Counter {
     before: HashMap<u64, Amounts>,
-    reports: u64,
+    departed: Departed<u64>,
     zero_known: bool,
 }
 
@@ -405,7 +403,6 @@ impl Counter {
         counts: &libbpf_rs::MapMut<'_>,
         printer: &mut Printer,
     ) -> Result<()> {
-        self.reports += 1;
         let time = wall_time(monotonic_ns());
         let mut rows: Vec<Counted> = Vec::new();
         let mut idle: Vec<u64> = Vec::new();
@@ -431,12 +428,11 @@ impl Counter {
             let faults: u64 = rest.iter().map(|row| row.amounts.faults()).sum();
             printer.remark(&format!("{} more with {faults} faults (--top)", rest.len()))?;
         }
-        // What has gone will not fault again; in a container that cannot be told.
-        if self.reports.is_multiple_of(SWEEP) && ctx.procfs.in_first_pid_namespace() {
-            for key in idle.into_iter().filter(|&key| !Faulter(key).lives(&ctx.procfs)) {
-                counts.delete(&key.to_ne_bytes())?;
-                self.before.remove(&key);
-            }
+        let owners = idle.iter().copied();
+        let gone = self.departed.after_report(owners, |key| Faulter(key).lives(&ctx.procfs));
+        for key in idle.into_iter().filter(|key| gone.contains(key)) {
+            counts.delete(&key.to_ne_bytes())?;
+            self.before.remove(&key);
         }
         Ok(())
     }

@@ -32,6 +32,7 @@ use crate::cli::RingArgs;
 use crate::cli::StackFormatArgs;
 use crate::cli::TargetArgs;
 use crate::context::Context;
+use crate::departed::Departed;
 use crate::engine::Pace;
 use crate::engine::Ring;
 use crate::engine::Run;
@@ -107,9 +108,6 @@ const ATTEMPT: &str = "get_page_from_freelist";
 /// What refuses pages to a memory cgroup: the name since 5.13, and before
 /// (seen in 6.1 and in 5.10).
 const CHARGES: [&str; 2] = ["try_charge_memcg", "try_charge"];
-
-/// Reports between two sweeps that make room for others.
-const SWEEP: u64 = 16;
 
 /// `ZONE_UNKNOWN` and `FLAGS_UNKNOWN` of paf.bpf.c.
 const ZONE_UNKNOWN: u16 = 0xffff;
@@ -272,7 +270,9 @@ impl Tool for Paf {
             run_once(&skel.progs.read_zones)?;
             read_zones(&skel.maps.zones, read_shared(&shared.rounds))
         };
-        let mut reporter = Reporter::new(&self, Names { gfp: names, alloc }, zones()?);
+        let departed = Departed::new(ctx.procfs.in_first_pid_namespace());
+        let names = Names { gfp: names, alloc };
+        let mut reporter = Reporter::new(&self, names, zones()?, departed);
         if self.failed {
             let mut failures = Failures::new(&ctx, self.no_lines);
             stream::<RawFailure>(&ctx, run, &ring, self.printer()?, |step, printer| match step {
@@ -444,11 +444,11 @@ struct Reporter<'run> {
     gfp_words: HashMap<u32, Rc<str>>,
     alloc_words: HashMap<u32, Rc<str>>,
     before: HashMap<Kind, Amount>,
-    reports: u64,
+    departed: Departed<Faulter>,
 }
 
 impl<'run> Reporter<'run> {
-    fn new(options: &'run Paf, names: Names, zones: Zones) -> Self {
+    fn new(options: &'run Paf, names: Names, zones: Zones, departed: Departed<Faulter>) -> Self {
         Self {
             options,
             names,
@@ -456,7 +456,7 @@ impl<'run> Reporter<'run> {
             gfp_words: HashMap::new(),
             alloc_words: HashMap::new(),
             before: HashMap::new(),
-            reports: 0,
+            departed,
         }
     }
 
@@ -499,7 +499,6 @@ impl<'run> Reporter<'run> {
         counts: &libbpf_rs::MapMut<'_>,
         printer: &mut Printer,
     ) -> Result<()> {
-        self.reports += 1;
         let time = wall_time(monotonic_ns());
         let mut idle: Vec<(RawKey, Kind)> = Vec::new();
         let mut sums: HashMap<(Kind, Rc<str>), Amount> = HashMap::new();
@@ -544,16 +543,12 @@ impl<'run> Reporter<'run> {
             let requests: u64 = rest.iter().filter_map(|row| row.count).sum();
             printer.remark(&format!("{} more with {requests} requests (--top)", rest.len()))?;
         }
-        // What has gone asks no more; in a container that cannot be told.
-        if self.reports.is_multiple_of(SWEEP) && ctx.procfs.in_first_pid_namespace() {
-            let mut gone: HashMap<Faulter, bool> = HashMap::new();
-            for (raw, kind) in idle {
-                if *gone.entry(kind.who).or_insert_with(|| !kind.who.lives(&ctx.procfs)) {
-                    // SAFETY: a plain structure without padding, read as bytes.
-                    counts.delete(unsafe { plain::as_bytes(&raw) })?;
-                    self.before.remove(&kind);
-                }
-            }
+        let owners = idle.iter().map(|(_, kind)| kind.who);
+        let gone = self.departed.after_report(owners, |who| who.lives(&ctx.procfs));
+        for (raw, kind) in idle.into_iter().filter(|(_, kind)| gone.contains(&kind.who)) {
+            // SAFETY: a plain structure without padding, read as bytes.
+            counts.delete(unsafe { plain::as_bytes(&raw) })?;
+            self.before.remove(&kind);
         }
         Ok(())
     }

@@ -29,6 +29,7 @@ use crate::cli::LimitArgs;
 use crate::cli::RingArgs;
 use crate::cli::TargetArgs;
 use crate::context::Context;
+use crate::departed::Departed;
 use crate::engine::Pace;
 use crate::engine::Ring;
 use crate::engine::Run;
@@ -77,9 +78,6 @@ const HIGHEST_PRIORITY: u32 = 12;
 
 /// `NO_NODE` of pr.bpf.c.
 const NO_NODE: u32 = u32::MAX;
-
-/// Reports between two sweeps that make room for others.
-const SWEEP: u64 = 16;
 
 /// The first hook; its function takes five arguments or, since a cgroup is one, six.
 const FOLIOS: &str = "fexit:shrink_folio_list";
@@ -393,7 +391,7 @@ impl Tool for Pr {
             cgroups: Cgroups::new(&ctx.procfs),
             whole: on_functions,
             before: HashMap::new(),
-            reports: 0,
+            departed: Departed::new(ctx.procfs.in_first_pid_namespace()),
         };
         stream::<RawCall>(&ctx, run, &ring, printer, |step, printer| match step {
             Step::Event(raw) => printer.row(&reporter.call(&raw)),
@@ -459,7 +457,7 @@ struct Reporter {
     cgroups: Cgroups,
     whole: bool,
     before: HashMap<Key, RawSums>,
-    reports: u64,
+    departed: Departed<u32>,
 }
 
 impl Reporter {
@@ -495,7 +493,6 @@ impl Reporter {
         sums: &libbpf_rs::MapMut<'_>,
         printer: &mut Printer,
     ) -> Result<()> {
-        self.reports += 1;
         let time = wall_time(monotonic_ns());
         let mut rows: Vec<Reclaim> = Vec::new();
         let mut idle: Vec<RawKey> = Vec::new();
@@ -525,17 +522,16 @@ impl Reporter {
             let scanned: u64 = rest.iter().map(|row| row.amounts.scanned).sum();
             printer.remark(&format!("{} more with {scanned} pages scanned (--top)", rest.len()))?;
         }
-        // What has gone will not reclaim again; in a container that cannot be told.
-        if self.reports.is_multiple_of(SWEEP) && ctx.procfs.in_first_pid_namespace() {
-            let gone = |raw: &RawKey| {
-                raw.tgid != 0 && raw.tgid.try_into().is_ok_and(|pid| ctx.procfs.task(pid).is_none())
-            };
-            for raw in idle.into_iter().filter(gone) {
-                // SAFETY: a value without padding, as its size says (pr.bpf.c).
-                let bytes = unsafe { plain::as_bytes(&raw) };
-                sums.delete(bytes)?;
-                self.before.remove(&key(&raw));
-            }
+        // All processes together (0) have no end.
+        let lives = |tgid: u32| {
+            tgid == 0 || tgid.try_into().is_ok_and(|pid| ctx.procfs.task(pid).is_some())
+        };
+        let gone = self.departed.after_report(idle.iter().map(|raw| raw.tgid), lives);
+        for raw in idle.into_iter().filter(|raw| gone.contains(&raw.tgid)) {
+            // SAFETY: a value without padding, as its size says (pr.bpf.c).
+            let bytes = unsafe { plain::as_bytes(&raw) };
+            sums.delete(bytes)?;
+            self.before.remove(&key(&raw));
         }
         Ok(())
     }

@@ -27,6 +27,7 @@ use crate::cli::LimitArgs;
 use crate::cli::OutputArgs;
 use crate::cli::TargetArgs;
 use crate::context::Context;
+use crate::departed::Departed;
 use crate::engine::Pace;
 use crate::engine::Run;
 use crate::engine::every;
@@ -65,9 +66,6 @@ use skel::types::swap_count as RawCount;
 // SAFETY: integers and a byte array without implicit padding (the size is asserted
 // in swapin.bpf.c), so every bit pattern is a valid value.
 unsafe impl plain::Plain for RawCount {}
-
-/// Reports between two sweeps that make room for others.
-const SWEEP: u64 = 16;
 
 /// Programs that say how long a process waits and what it wrote. They are at
 /// functions that may be missing, renamed or inlined.
@@ -451,7 +449,7 @@ impl Tool for Swapin {
         let pace = Pace { at_start: false, at_end: true, by_row: false };
         let run = Run { hook: plan.hook.name, notes, pace, lost: &lost };
         let printer = Printer::stdout::<Swapped, 12>((&self.output).into(), ALWAYS)?;
-        let mut counter = Counter { before: HashMap::new(), reports: 0, sees };
+        let mut counter = Counter { before: HashMap::new(), departed: Departed::new(ctx.procfs.in_first_pid_namespace()), sees };
         every(&ctx, run, printer, |printer| {
             counter.report(&self, &ctx, &skel.maps.counts, printer)?;
             attached.refresh(&ctx.procfs)
@@ -463,7 +461,7 @@ impl Tool for Swapin {
 /// What was counted up to the last report.
 struct Counter {
     before: HashMap<u64, Amounts>,
-    reports: u64,
+    departed: Departed<u64>,
     sees: Sees,
 }
 
@@ -475,7 +473,6 @@ impl Counter {
         counts: &libbpf_rs::MapMut<'_>,
         printer: &mut Printer,
     ) -> Result<()> {
-        self.reports += 1;
         let time = wall_time(monotonic_ns());
         let mut rows: Vec<Swapped> = Vec::new();
         let mut idle: Vec<u64> = Vec::new();
@@ -505,12 +502,11 @@ impl Counter {
             let us = wait.div_ceil(1000);
             printer.remark(&format!("{} more that waited {us} us (--top)", rest.len()))?;
         }
-        // What has gone will not swap again; in a container that cannot be told.
-        if self.reports.is_multiple_of(SWEEP) && ctx.procfs.in_first_pid_namespace() {
-            for key in idle.into_iter().filter(|&key| !Faulter(key).lives(&ctx.procfs)) {
-                counts.delete(&key.to_ne_bytes())?;
-                self.before.remove(&key);
-            }
+        let owners = idle.iter().copied();
+        let gone = self.departed.after_report(owners, |key| Faulter(key).lives(&ctx.procfs));
+        for key in idle.into_iter().filter(|key| gone.contains(key)) {
+            counts.delete(&key.to_ne_bytes())?;
+            self.before.remove(&key);
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ use crate::attach::Hook;
 use crate::attach::prepare;
 use crate::batch;
 use crate::context::Context;
+use crate::departed::Departed;
 use crate::engine::Pace;
 use crate::engine::Ring;
 use crate::engine::Run;
@@ -100,9 +101,6 @@ unsafe impl plain::Plain for RawPath {}
 
 /// `FILE_DELETED` of ffaults.bpf.c.
 const FILE_DELETED: u32 = 2;
-
-/// Reports between two sweeps that make room for others.
-const SWEEP: u64 = 16;
 
 /// How faults are seen with their file.
 pub static CHOICE: Choice = Choice {
@@ -264,14 +262,15 @@ struct Files {
     wanted: Wanted,
     paths: HashMap<FileId, String>,
     before: HashMap<(FileId, u64), Faults>,
-    reports: u64,
-    may_forget: bool,
+    departed: Departed<Faulter>,
 }
 
 impl Files {
     fn new(wanted: Wanted, may_forget: bool) -> Self {
         let (paths, before) = (HashMap::new(), HashMap::new());
-        Self { wanted, paths, before, reports: 0, may_forget }
+        // Without processes there are none to depart.
+        let departed = Departed::new(may_forget && wanted.by_process);
+        Self { wanted, paths, before, departed }
     }
 
     fn name(&mut self, raw: &RawPath) {
@@ -285,10 +284,9 @@ impl Files {
         counts: &libbpf_rs::MapMut<'_>,
         printer: &mut Printer,
     ) -> Result<()> {
-        self.reports += 1;
         let time = wall_time(monotonic_ns());
         let mut rows: BTreeMap<(FileId, u64), Counted> = BTreeMap::new();
-        let mut idle: Vec<(RawKey, Faulter)> = Vec::new();
+        let mut idle: Vec<(RawKey, FileId)> = Vec::new();
         batch::for_each(counts, |key: RawKey, raw: RawCount| {
             let file = &key.file;
             let id = FileId { device: file.device, inode: file.inode, generation: file.generation };
@@ -299,7 +297,7 @@ impl Files {
                 major: now.major.saturating_sub(before.major),
             };
             if amount.all() == 0 {
-                idle.push((key, Faulter(key.who)));
+                idle.push((key, id));
                 return;
             }
             let deleted = if raw.flags & FILE_DELETED != 0 { " (deleted)" } else { "" };
@@ -317,29 +315,12 @@ impl Files {
             let faults: u64 = rest.iter().map(|row| row.amount.all()).sum();
             printer.remark(&format!("{} more with {faults} faults (--top)", rest.len()))?;
         }
-        if self.may_forget && self.wanted.by_process && self.reports.is_multiple_of(SWEEP) {
-            self.forget(ctx, counts, &idle)?;
-        }
-        Ok(())
-    }
-
-    /// Makes room: what has gone will not fault again.
-    fn forget(
-        &mut self,
-        ctx: &Context,
-        counts: &libbpf_rs::MapMut<'_>,
-        idle: &[(RawKey, Faulter)],
-    ) -> Result<()> {
-        let mut gone: HashMap<Faulter, bool> = HashMap::new();
-        for (key, who) in idle {
-            if *gone.entry(*who).or_insert_with(|| !who.lives(&ctx.procfs)) {
-                // SAFETY: the key is plain data.
-                counts.delete(unsafe { plain::as_bytes(key) })?;
-                let file = &key.file;
-                let id =
-                    FileId { device: file.device, inode: file.inode, generation: file.generation };
-                self.before.remove(&(id, key.who));
-            }
+        let owners = idle.iter().map(|(key, _)| Faulter(key.who));
+        let gone = self.departed.after_report(owners, |who| who.lives(&ctx.procfs));
+        for (key, id) in idle.into_iter().filter(|(key, _)| gone.contains(&Faulter(key.who))) {
+            // SAFETY: the key is plain data.
+            counts.delete(unsafe { plain::as_bytes(&key) })?;
+            self.before.remove(&(id, key.who));
         }
         Ok(())
     }

@@ -81,6 +81,7 @@ pub fn started_at_rest<const N: usize, T>(
         if before == after {
             return Ok((after, started));
         }
+        eprintln!("starting a watcher again: reclaim went on, {before:?} to {after:?}");
     }
     Err(Failed::from("something is reclaimed each time a watcher starts"))
 }
