@@ -44,6 +44,21 @@ pub fn scarce(watch: impl FnOnce(u32)) -> Stalled {
     Stalled { wall: started.elapsed(), _worker: late, _hog: hog }
 }
 
+/// Whether every kswapd sleeps (`kswapd_try_to_sleep()`, mm/vmscan.c, the only place
+/// where it does so in state S). In the middle of a batch it has counted what it
+/// scanned, and not yet what it reclaims.
+fn kswapd_sleeps() -> Result<bool, Failed> {
+    for entry in fs::read_dir("/proc")? {
+        // What is no process, or has gone, has no such file.
+        let Ok(stat) = fs::read_to_string(entry?.path().join("stat")) else { continue };
+        let Some((head, rest)) = stat.split_once(") ") else { continue };
+        if head.contains("(kswapd") && !rest.starts_with('S') {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Counters of reclaim, of `/proc/vmstat`, once they have come to rest.
 pub fn at_rest<const N: usize>(
     counters: impl Fn(&HashMap<String, u64>) -> [u64; N],
@@ -57,8 +72,9 @@ pub fn at_rest<const N: usize>(
     let mut last = read()?;
     while Instant::now() < end {
         thread::sleep(Duration::from_millis(300));
+        let sleeps = kswapd_sleeps()?;
         let now = read()?;
-        if now == last {
+        if now == last && sleeps {
             return Ok(now);
         }
         last = now;

@@ -46,7 +46,13 @@ const HOOKS: [Hook; 3] = [
 ];
 
 const EVENT: &str = "kmem/mm_page_alloc";
-const POOL: &str = "/proc/sys/vm/nr_hugepages";
+
+/// Huge pages kept for hugetlbfs: those of the second node, so that everybody else has
+/// the first one's memory to go on with; without, those of the machine.
+const POOLS: [&str; 2] = [
+    "/sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages",
+    "/proc/sys/vm/nr_hugepages",
+];
 const THP: &str = "/sys/kernel/mm/transparent_hugepage";
 
 pub fn tests() -> Vec<Trial> {
@@ -422,16 +428,26 @@ fn in_pieces_at(cpu: usize) -> Worker {
     worker
 }
 
+fn pool() -> Option<&'static str> {
+    POOLS.into_iter().find(|path| fs::metadata(path).is_ok())
+}
+
+/// Asks for more huge pages than there can be, and gives them back.
+fn use_up_pool() -> std::io::Result<()> {
+    let pool = pool().ok_or(std::io::ErrorKind::NotFound)?;
+    fs::write(pool, "200000")?;
+    fs::write(pool, "0")
+}
+
 /// The pool of hugetlbfs grows until there is no more: requests that may reclaim.
 fn all_memory(hook: Hook) -> Outcome {
-    if_supported("hugetlb", is_guest() && fs::metadata(POOL).is_ok(), || {
+    if_supported("hugetlb", is_guest() && pool().is_some(), || {
         let pid = std::process::id().to_string();
         let watcher = start(hook, &["--failed", "-P", &pid]);
         let filter =
             format!("common_pid == {pid} && pfn == 18446744073709551615 && order == 9");
         let ((), record) = recorded(&filter, || {
-            fs::write(POOL, "200000")?;
-            fs::write(POOL, "0")?;
+            use_up_pool()?;
             Ok(())
         })?;
         let (rows, lost) = rows_and_lost(watcher)?;
@@ -563,7 +579,7 @@ fn filters() -> Outcome {
 
 /// The same failures as rows and as folded stacks.
 fn folded() -> Outcome {
-    if_supported("hugetlb", is_guest() && fs::metadata(POOL).is_ok(), || {
+    if_supported("hugetlb", is_guest() && pool().is_some(), || {
         let file = std::env::temp_dir().join(format!("paf-{}.folded", std::process::id()));
         let path = file.to_str().ok_or("a path")?;
         let pid = std::process::id().to_string();
@@ -586,8 +602,7 @@ fn folded() -> Outcome {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         std::thread::sleep(std::time::Duration::from_millis(500));
-        fs::write(POOL, "200000")?;
-        fs::write(POOL, "0")?;
+        use_up_pool()?;
         let (found, lost) = rows_and_lost(rows)?;
         let found = found.len() as u64;
         rustix::process::kill_process(rustix::process::Pid::from_child(&stacks), Signal::INT)?;
