@@ -630,7 +630,7 @@ static __always_inline __u32 who_here(const struct pr_note *note)
 	return is_kswapd(task) ? KSWAPD : OTHER;
 }
 
-/* Scans that nothing followed. */
+/* A scan that took nothing, which no shrink follows. */
 static __always_inline void flush(struct pr_note *note)
 {
 	struct call c = {};
@@ -664,7 +664,6 @@ static __always_inline int reclaim_begins(__u32 who)
 
 static __always_inline int reclaim_done(void)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
 	struct pr_note *note = note_here();
 
 	if (!note)
@@ -672,7 +671,7 @@ static __always_inline int reclaim_done(void)
 	flush(note);
 	note->who = note->outer;
 	note->outer = 0;
-	if (!note->who && !is_kswapd(task))
+	if (!note->who)
 		note_drop();
 	return 0;
 }
@@ -725,12 +724,6 @@ int tp_node_end(void *ctx)
 	return reclaim_done();
 }
 
-SEC("tp/vmscan/mm_vmscan_kswapd_sleep")
-int tp_sleep(void *ctx)
-{
-	return reclaim_done();
-}
-
 SEC("tp/vmscan/mm_vmscan_lru_isolate")
 int tp_isolate(struct trace_event_raw_mm_vmscan_lru_isolate *ctx)
 {
@@ -742,8 +735,11 @@ int tp_isolate(struct trace_event_raw_mm_vmscan_lru_isolate *ctx)
 	if (IS_ACTIVE(ctx->lru) || !scanned || !wanted_here())
 		return 0;
 	note = note_made();
-	if (note)
-		note->scanned += scanned;
+	if (!note)
+		return 0;
+	note->scanned += scanned;
+	if (!taken)
+		flush(note);
 	return 0;
 }
 

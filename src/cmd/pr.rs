@@ -169,13 +169,7 @@ static CHOICE: Choice = Choice {
         Hook {
             name: TRACEPOINT,
             programs: &[],
-            attach: &[
-                "tp_isolate",
-                "tp_inactive",
-                "tp_direct",
-                "tp_direct_end",
-                "tp_sleep",
-            ],
+            attach: &["tp_isolate", "tp_inactive", "tp_direct", "tp_direct_end"],
             needs: &[
                 Need::Field("trace_event_raw_mm_vmscan_lru_shrink_inactive", "nr_reclaimed"),
                 Need::ReadKernel,
@@ -296,7 +290,7 @@ impl Row<17> for Reclaim {
         Column::new("UNQUEUED", "unqueued", Unit::Count, 8, ALWAYS, "of those, not yet given to a device"),
         Column::new("CONGESTED", "congested", Unit::Count, 9, ALWAYS, "in writeback a second time, or dirty on a device that cannot keep up"),
         Column::new("WRITEBACK", "writeback", Unit::Count, 9, ALWAYS, "found in writeback"),
-        Column::new("IMMEDIATE", "immediate", Unit::Count, 9, ALWAYS, "in writeback, so often that kswapd would have to wait"),
+        Column::new("IMMEDIATE", "immediate", Unit::Count, 9, ALWAYS, "in writeback a second time, met by a kswapd that found little else: it pauses"),
     ];
 
     fn values(&self) -> [Value<'_>; 17] {

@@ -1,10 +1,13 @@
 //! Scarce memory, for guests and small cgroups only: cgroups with a limit, and
 //! pages of the guest's disk.
 
+use std::ffi::CString;
 use std::fs;
+use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
 use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process;
@@ -13,6 +16,9 @@ use super::kernels::is_guest;
 
 /// The blank disk of a guest, twice as large as its memory.
 pub const DISK: &str = "/dev/vda";
+
+/// A second one, which takes no more than 8 MiB of writes a second.
+pub const SLOW_DISK: &str = "/dev/vdb";
 
 /// A memory cgroup of the test's own. Removed when dropped, if it is empty.
 pub struct Cgroup {
@@ -112,6 +118,37 @@ impl Drop for Setting {
     }
 }
 
+/// No swap for a while.
+pub struct NoSwap(Vec<String>);
+
+impl NoSwap {
+    /// Switches off what there is.
+    pub fn begin() -> io::Result<Self> {
+        assert!(is_guest(), "only in a guest");
+        let areas = fs::read_to_string("/proc/swaps")?;
+        let mut off = Self(Vec::new());
+        for area in areas.lines().skip(1).filter_map(|line| line.split_whitespace().next()) {
+            let path = CString::new(area)?;
+            // SAFETY: a path.
+            if unsafe { libc::swapoff(path.as_ptr()) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            off.0.push(area.to_owned());
+        }
+        Ok(off)
+    }
+}
+
+impl Drop for NoSwap {
+    fn drop(&mut self) {
+        for area in &self.0 {
+            let path = CString::new(area.as_str()).expect("it came from one");
+            // SAFETY: a path, of what was an area before.
+            unsafe { libc::swapon(path.as_ptr(), 0) };
+        }
+    }
+}
+
 /// Writes so much of the guest's disk, without waiting for it: dirty pages.
 pub fn write_disk(mib: usize) {
     assert!(is_guest(), "only in a guest");
@@ -120,6 +157,26 @@ pub fn write_disk(mib: usize) {
     for _ in 0..mib {
         disk.write_all(&piece).expect("writing the disk");
     }
+}
+
+/// Writes so much of the guest's slow disk and has all of it given to the device at
+/// once, without waiting for that: pages in writeback, as long as the file is open.
+/// They are marked to be reclaimed as soon as that ends.
+pub fn write_slow_disk(mib: usize) -> File {
+    assert!(is_guest(), "only in a guest");
+    let mut disk = OpenOptions::new().write(true).open(SLOW_DISK).expect("the slow disk");
+    let piece = vec![0x5a; 1 << 20];
+    for _ in 0..mib {
+        disk.write_all(&piece).expect("writing the slow disk");
+    }
+    // The mark is for what is dirty and so cannot be dropped (deactivate_file_folio(),
+    // mm/swap.c; since 5.11 only before writeback, find_lock_entries(), mm/filemap.c).
+    drop_caches();
+    // SAFETY: no memory; 0 to 0 is all of the file.
+    let begun =
+        unsafe { libc::sync_file_range(disk.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    assert_eq!(begun, 0, "sync_file_range: {}", io::Error::last_os_error());
+    disk
 }
 
 /// Forgets clean page cache, so that what follows starts alike.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -10,6 +11,7 @@ use libtest_mimic::Failed;
 
 use super::kernels::is_guest;
 use super::oracle;
+use super::pressure::Cgroup;
 use super::pressure::Setting;
 use super::watcher::PATIENCE;
 use super::worker::Worker;
@@ -44,6 +46,81 @@ pub fn scarce(watch: impl FnOnce(u32)) -> Stalled {
     Stalled { wall: started.elapsed(), _worker: late, _hog: hog }
 }
 
+/// What a slow disk is given, and what stays free then, in MiB.
+const WRITTEN: u64 = 40;
+const SPARE: u64 = 24;
+
+/// kswapd finds next to nothing on its lists but pages in writeback, again and again: a
+/// node is to have more free memory than all that a slow disk has been given. Returns
+/// when it is written, with the machine as it was. Without swap, and with classical
+/// lists.
+pub fn slow_writeback() -> Result<(), Failed> {
+    assert!(is_guest(), "only in a guest");
+    let set = |path: String, value: u64| {
+        Setting::of(path.as_str(), &value.to_string()).ok_or(format!("setting {path}"))
+    };
+    let vm = |name: &str| format!("/proc/sys/vm/{name}");
+    // Who writes is not held up, and nobody writes back before. The ratios take the
+    // place of the bytes again at the end, and so have to be put back last.
+    let _ratio = set(vm("dirty_ratio"), 95)?;
+    let _background = set(vm("dirty_background_ratio"), 90)?;
+    let _bytes = set(vm("dirty_bytes"), 1 << 30)?;
+    let _background_bytes = set(vm("dirty_background_bytes"), 1 << 29)?;
+    // What lies low is for nobody, or kswapd would be content with that.
+    let _lowest = set(vm("lowmem_reserve_ratio"), 1)?;
+    let node = u64::from(Path::new("/sys/devices/system/node/node1").exists());
+    let bound = || {
+        let mut worker = Worker::start();
+        worker.ask(&format!("bind {node}"));
+        worker
+    };
+    let mut worker = bound();
+    // Taken but not written to, which takes no time; the rest page by page.
+    let huge = format!("/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB");
+    let _pool =
+        set(format!("{huge}/nr_hugepages"), spare(node)?.saturating_sub(SPARE + WRITTEN) / 2)?;
+    let more = spare(node)?.saturating_sub(SPARE + WRITTEN);
+    worker.ask(&format!("locked {}", (more.max(1) << 10) / oracle::page_kib()));
+    worker.ask(&format!("reclaim-slow {WRITTEN}"));
+    // A tenth of the node between each two watermarks. The lowest, below which processes
+    // have to reclaim, stays where it is.
+    let apart = set(vm("watermark_scale_factor"), 1000)?;
+    worker.ask("anon 11");
+    worker.ask("sync");
+    drop(apart);
+    worker.end();
+    // kswapd may have given up. It tries again when somebody gets something, and, in
+    // 7.x, enough is free: for a limit's sake, for instance.
+    let mut limited = bound();
+    let cgroup = Cgroup::create("limited").ok_or("no memory cgroup")?;
+    cgroup.limit(16 << 20)?;
+    cgroup.add(limited.pid())?;
+    limited.ask("reclaim-read 31");
+    limited.end();
+    // It remembers what it met until it has made enough room once.
+    bound().ask(&format!("reclaim-read {}", spare(node)? + SPARE));
+    let text = fs::read_to_string("/proc/zoneinfo")?;
+    let given_up = |line: &str| line.split_whitespace().eq(["node_unreclaimable:", "1"]);
+    if text.lines().any(given_up) { Err("kswapd has given up".into()) } else { Ok(()) }
+}
+
+/// What a node has free above its lowest watermarks, in MiB, without the lowest zone.
+fn spare(node: u64) -> Result<u64, Failed> {
+    let text = fs::read_to_string("/proc/zoneinfo")?;
+    let (mut free, mut min, mut here) = (0, 0, false);
+    for line in text.lines() {
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["Node", number, "zone", zone] => {
+                here = number == format!("{node},") && zone != "DMA";
+            }
+            ["pages", "free", pages] if here => free += pages.parse::<u64>()?,
+            ["min", pages] if here => min += pages.parse::<u64>()?,
+            _ => {}
+        }
+    }
+    Ok((free.saturating_sub(min) * oracle::page_kib()) >> 10)
+}
+
 /// Whether every kswapd sleeps (`kswapd_try_to_sleep()`, mm/vmscan.c, the only place
 /// where it does so in state S). In the middle of a batch it has counted what it
 /// scanned, and not yet what it reclaims.
@@ -69,12 +146,15 @@ pub fn at_rest<const N: usize>(
         Ok(counters(&oracle::vmstat("/proc/vmstat")))
     };
     let end = Instant::now() + PATIENCE;
-    let mut last = read()?;
+    let (mut last, mut rests) = (read()?, 0);
     while Instant::now() < end {
         thread::sleep(Duration::from_millis(300));
         let sleeps = kswapd_sleeps()?;
         let now = read()?;
-        if now == last && sleeps {
+        rests = if now == last && sleeps { rests + 1 } else { 0 };
+        // Where a machine stands still for longer than that, kswapd may just not have
+        // got a processor: it has had one while this slept again.
+        if rests == 3 {
             return Ok(now);
         }
         last = now;

@@ -1,6 +1,7 @@
 //! pr against pgscan and pgsteal, of a cgroup's `memory.stat` and of `/proc/vmstat`,
 //! and against what the kernel's own record of trace events says of single calls.
 
+use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::fs;
 use std::thread;
@@ -20,10 +21,12 @@ use crate::common::kernels::zram_swap;
 use crate::common::leak::number;
 use crate::common::oracle;
 use crate::common::pressure::Cgroup;
+use crate::common::pressure::NoSwap;
 use crate::common::pressure::Setting;
 use crate::common::pressure::drop_caches;
 use crate::common::scarce::at_rest;
 use crate::common::scarce::scarce;
+use crate::common::scarce::slow_writeback;
 use crate::common::scarce::started_at_rest;
 use crate::common::test;
 use crate::common::trace;
@@ -63,6 +66,8 @@ pub fn tests() -> Vec<Trial> {
         }
         let name = format!("pr: single calls as the kernel records them, through {}", kind.0);
         tests.push(test(name, move || with_hook(kind, false, single_calls)));
+        let name = format!("pr: kswapd among pages in writeback, through {}", kind.0);
+        tests.push(test(name, move || with_hook(kind, false, in_writeback)));
     }
     tests.push(test("pr: rows and losses add up in a tiny ring", tiny_ring));
     tests.push(test("pr: only those asked for", filters));
@@ -372,6 +377,58 @@ fn single_calls(hook: &'static str) -> Outcome {
             check!(rows.iter().all(|row| row["unqueued"].as_u64() <= row["dirty"].as_u64()), "{rows:?}");
         }
         worker.end();
+        PASS
+    })
+}
+
+/// What the kernel's record and the rows both have of what is in the way.
+const IN_THE_WAY: [&str; 4] = ["dirty", "writeback", "congested", "immediate"];
+
+/// A slow disk, which kswapd has to wait for.
+fn in_writeback(hook: &'static str) -> Outcome {
+    let recorded = Trace::start(&[INACTIVE], "").is_some();
+    if_supported("vmscan_events", recorded, || {
+        drop_caches();
+        let _no_swap = NoSwap::begin()?;
+        let (_, (recorded, watcher)) = started_at_rest(reclaimed, || {
+            let recorded = Trace::start(&[INACTIVE], "").ok_or("no record")?;
+            Ok((recorded, Watcher::start(&["pr", "--hook", hook, "-i", "0.5"])))
+        })?;
+        slow_writeback()?;
+        at_rest(reclaimed)?;
+        let lines = recorded.stop();
+        let (rows, lost) = finish(watcher)?;
+
+        let mut due: BTreeMap<u64, [u64; 4]> = BTreeMap::new();
+        let mut kswapd = [0; 4];
+        for line in &lines {
+            // `    kswapd0-47      [001] .....    21.605: mm_vmscan_...`
+            let (task, _) = line.split_once(" [").ok_or_else(|| line.clone())?;
+            let (comm, pid) = task.trim().rsplit_once('-').ok_or_else(|| line.clone())?;
+            let sums = due.entry(pid.parse()?).or_default();
+            for (i, key) in IN_THE_WAY.iter().enumerate() {
+                let pages = trace::number(line, &format!("nr_{key}"));
+                sums[i] += pages;
+                kswapd[i] += if comm.starts_with("kswapd") { pages } else { 0 };
+            }
+        }
+        let mut found: BTreeMap<u64, [u64; 4]> = BTreeMap::new();
+        for row in rows.iter().filter(|row| number(row, "calls") > 0) {
+            let sums = found.entry(number(row, "pid")).or_default();
+            for (i, key) in IN_THE_WAY.iter().enumerate() {
+                sums[i] += number(row, key);
+            }
+        }
+        check!(kswapd.iter().all(|&pages| pages > 0), "kswapd met them: {due:?}: {rows:?}");
+        for who in found.keys().chain(due.keys()) {
+            let of = |sums: &BTreeMap<u64, [u64; 4]>| sums.get(who).copied().unwrap_or_default();
+            for (found, due) in of(&found).into_iter().zip(of(&due)) {
+                check!(agrees(found, due, lost), "{who}: {found} is not {due}, lost {lost}: {rows:?}");
+            }
+        }
+        for key in IN_THE_WAY {
+            check!(sum(&rows, "kswapd", key) > 0, "{key}: {rows:?}");
+        }
         PASS
     })
 }

@@ -8,6 +8,7 @@ use super::State;
 use super::disk_file;
 use super::page;
 use crate::common::pressure::write_disk;
+use crate::common::pressure::write_slow_disk;
 
 impl State {
     /// `n` is in MiB.
@@ -27,6 +28,8 @@ impl State {
             }
             // Dirty pages.
             "reclaim-write" => write_disk(n),
+            // Pages in writeback for seconds; "sync" waits for its end.
+            "reclaim-slow" => self.files.push(write_slow_disk(n)),
             _ => return None,
         }
         Some("done".into())
