@@ -120,6 +120,16 @@ impl Drop for Worker {
     }
 }
 
+/// Keeps a worker on one CPU.
+pub fn pin(worker: &Worker, cpu: usize) -> rustix::io::Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    rustix::thread::sched_setaffinity(
+        rustix::process::Pid::from_raw(worker.pid().cast_signed()),
+        &set,
+    )
+}
+
 /// If the command line says so, becomes a worker and never returns.
 pub fn become_one_if_asked() {
     let mut args = env::args().skip(1);

@@ -30,6 +30,7 @@ use crate::common::watcher::Watcher;
 use crate::common::watcher::command;
 use crate::common::watcher::run;
 use crate::common::worker::Worker;
+use crate::common::worker::pin;
 
 /// Hooks, the feature of `tests/kernels.txt` each depends on, whether it tells
 /// sorts, and whether it sees what the kernel faults in on a process's behalf.
@@ -452,14 +453,7 @@ fn cpu_hotplug() -> Outcome {
         // From the next report on it is seen there.
         while watcher.next(Duration::from_millis(700)).is_some() {}
         let before = Counts::asked(&mut worker, "faults");
-        rustix::thread::sched_setaffinity(
-            rustix::process::Pid::from_raw(pid.cast_signed()),
-            &{
-                let mut set = rustix::thread::CpuSet::new();
-                set.set(1);
-                set
-            },
-        )?;
+        pin(&worker, 1)?;
         Counts::asked(&mut worker, "fault-anon 809");
         let due = Counts::asked(&mut worker, "faults").since(before);
         let (rows, lost) = stop(watcher)?;
