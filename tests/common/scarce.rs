@@ -17,7 +17,7 @@ use super::watcher::PATIENCE;
 use super::worker::Worker;
 
 /// The least the kernel keeps free.
-const MIN_FREE: &str = "/proc/sys/vm/min_free_kbytes";
+pub const MIN_FREE: &str = "/proc/sys/vm/min_free_kbytes";
 
 /// One process that has to reclaim for itself.
 pub struct Stalled {

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::path::Path;
 use std::time::Instant;
 
 use libtest_mimic::Failed;
@@ -22,8 +23,11 @@ use crate::common::kernels::zram_swap;
 use crate::common::leak::number;
 use crate::common::oracle::vmstat;
 use crate::common::pressure::Cgroup;
+use crate::common::pressure::Setting;
 use crate::common::pressure::drop_caches;
 use crate::common::test;
+use crate::common::trace;
+use crate::common::trace::Trace;
 use crate::common::watcher::Totals;
 use crate::common::watcher::Watcher;
 use crate::common::watcher::run;
@@ -55,6 +59,7 @@ pub fn tests() -> Vec<Trial> {
         };
         tests.push(each("a cgroup's limit", limit));
         tests.push(each("memory.high", high));
+        tests.push(each("a memory node", node));
         if hook == FENTRY || hook == KPROBE {
             tests.push(each("compaction", compaction));
         }
@@ -289,6 +294,58 @@ fn direct() -> Outcome {
             check_eq!(number(total, "stalls"), rows.len() as u64, "{hook}: {total}");
             check!(total["psi_some_percent"].is_number(), "{hook}: {total}");
         }
+        PASS
+    })
+}
+
+/// One node full of page cache, which is reclaimed before the other node is used.
+fn node(hook: &str) -> Outcome {
+    const BEGIN: &str = "mm_vmscan_node_reclaim_begin";
+    const END: &str = "mm_vmscan_node_reclaim_end";
+    let two = Path::new("/sys/devices/system/node/node1").exists();
+    if_supported("numa", is_guest() && two, || {
+        drop_caches();
+        let (mut worker, mut reader) = (Worker::start(), Worker::start());
+        // A thread reclaims the node it runs on only.
+        worker.pin(1);
+        reader.pin(1);
+        let per_mib = 256;
+        let free = vmstat("/sys/devices/system/node/node1/vmstat")["nr_free_pages"];
+        reader.ask(&format!("reclaim-hold {}", free / per_mib + 64));
+        let pid = worker.pid().to_string();
+        let watcher = Watcher::start(&["drsnoop", "--hook", hook, "--unit", "pages", "-P", &pid]);
+        let events = [BEGIN, END].map(|event| format!("vmscan/{event}"));
+        let trace = Trace::start(&events.each_ref().map(|event| &**event), &format!("common_pid == {pid}"))
+            .ok_or("no instance of tracefs in a guest")?;
+        // Also mapped and dirty pages: lists by generation are left alone otherwise.
+        let mode = Setting::of("/proc/sys/vm/zone_reclaim_mode", "7").ok_or("zone_reclaim_mode")?;
+        let begin = Instant::now();
+        worker.ask("stall-anon 4099");
+        let wall = begin.elapsed().as_micros() as u64;
+        drop(mode);
+        let lines = trace.stop();
+        let (rows, figures, lost) = finished(watcher)?;
+        check_eq!(lost, 0, "{} rows", rows.len());
+        let of = |event: &str| lines.iter().filter(|line| line.contains(event)).collect::<Vec<_>>();
+        let (begun, ended) = (of(BEGIN), of(END));
+        check_eq!(begun.len(), ended.len(), "{lines:?}");
+        check!(!begun.is_empty(), "nothing was reclaimed of the node: {rows:?}");
+        let nodes = of_cause(&rows, "node");
+        check_eq!(nodes.len(), ended.len(), "rows and what the kernel recorded: {rows:?}");
+        for (row, (begin, end)) in nodes.iter().zip(begun.iter().zip(&ended)) {
+            check_eq!(number(row, "order"), trace::number(begin, "order"), "{row}: {begin}");
+            let reclaimed = trace::number(end, "nr_reclaimed");
+            check_eq!(number(row, "reclaimed_pages"), reclaimed, "{row}: {end}");
+            check_eq!(row["tid"], worker.pid(), "{row}");
+            check!(row["target"].is_null(), "{row}");
+        }
+        check!(sum(&nodes, "reclaimed_pages") > 0, "{} rows", nodes.len());
+        took(&rows, wall)?;
+        let classes = figures.iter().filter(|f| f["kind"] == "histogram" && f["of"] == "node");
+        let counted: u64 = classes.map(|class| number(class, "stalls")).sum();
+        check_eq!(counted, nodes.len() as u64, "{figures:?}");
+        worker.end();
+        reader.end();
         PASS
     })
 }

@@ -20,6 +20,8 @@ use crate::common::leak::number;
 use crate::common::oracle;
 use crate::common::pressure::Cgroup;
 use crate::common::pressure::Setting;
+use crate::common::scarce::MIN_FREE;
+use crate::common::scarce::at_rest;
 use crate::common::test;
 use crate::common::trace::Trace;
 use crate::common::watcher::PATIENCE;
@@ -67,6 +69,7 @@ pub fn tests() -> Vec<Trial> {
         tests.push(each("each request of a process, as the kernel records them", each_request));
         tests.push(each("requests counted, and zones as /proc/zoneinfo", counted));
         tests.push(each("huge pages that are not to be had in a guest in pieces", in_pieces));
+        tests.push(each("atomic requests below the watermark", atomic));
         tests.push(each("a pool that takes all memory", all_memory));
         if hook.attempts {
             tests.push(each("what a memory cgroup refuses", cgroup_limit));
@@ -437,6 +440,84 @@ fn use_up_pool() -> std::io::Result<()> {
     let pool = pool().ok_or(std::io::ErrorKind::NotFound)?;
     fs::write(pool, "200000")?;
     fs::write(pool, "0")
+}
+
+/// Signals queued to oneself while less is free than even atomic requests may use.
+/// All others find page cache to reclaim.
+fn atomic(hook: Hook) -> Outcome {
+    if_supported("tracefs", is_guest(), || {
+        const REASON: &str = "below watermark, atomic context";
+        // Ten reports of the kernel's, on a slow console, would give kswapd time.
+        let _quiet = Setting::of("/proc/sys/kernel/printk", "3").ok_or("printk")?;
+        let _few = Setting::of(MIN_FREE, "8192").ok_or(MIN_FREE)?;
+        let (mut worker, mut hog, mut reader) = (Worker::start(), Worker::start(), Worker::start());
+        let pid = worker.pid().to_string();
+        let watcher = start(hook, &["--failed", "-P", &pid]);
+        let kills = oracle::vmstat("/proc/vmstat")["oom_kill"];
+        let filter = format!("common_pid == {pid} && pfn == 18446744073709551615");
+        let (refused, record) = recorded(&filter, || {
+            let (total, free) = (oracle::meminfo()["MemTotal"], oracle::meminfo()["MemFree"]);
+            hog.ask(&format!("stall-zeroes {}", free / 2 / oracle::page_kib()));
+            reader.ask(&format!("reclaim-hold {}", free >> 11));
+            at_rest(|counters| [counters["pgsteal_kswapd"]])?;
+            Ok(worker.ask(&format!("signals 503 {}", total / 3)).parse::<u64>()?)
+        })?;
+        let (rows, lost) = rows_and_lost(watcher)?;
+        let lines = record.ok_or("no record")?;
+        check_eq!(oracle::vmstat("/proc/vmstat")["oom_kill"], kills, "killed for want of memory");
+        check!(lines.iter().all(|line| got_nothing(line)), "{lines:?}");
+        let requests: Vec<Asked> = lines.iter().map(|line| asked(line)).collect();
+        let ours = tally(rows.iter().map(of_row));
+        let kernels = tally(requests.iter().cloned());
+        check_eq!(ours, kernels, "{lost} lost");
+
+        // For a signal that is refused SLUB asks twice: for the slab it likes best, which
+        // it can do without, and for the smallest one, with the flags it was given. What
+        // 7.3 asks for before that, to fill a sheaf, may not touch all reserves.
+        let flag = |(_, gfp): &Asked, name| gfp.split('|').any(|word| word == name);
+        let is_atomic = |asked: &Asked| flag(asked, "GFP_ATOMIC");
+        let is_last = |asked: &Asked| is_atomic(asked) && !flag(asked, "__GFP_NOWARN");
+        check!(refused > 0, "no signal was refused: {kernels:?}");
+        let last = requests.iter().filter(|asked| is_last(asked)).count() as u64;
+        check_eq!(last, refused, "signals refused: {kernels:?}");
+        for two in requests.windows(2).filter(|two| is_last(&two[1])) {
+            let first = is_atomic(&two[0])
+                && flag(&two[0], "__GFP_NOWARN")
+                && flag(&two[0], "__GFP_NORETRY")
+                && !flag(&two[0], "__GFP_NOMEMALLOC");
+            check!(first, "before the last request of a signal: {two:?}");
+        }
+
+        // Memory that is freed between a failure and the look at its zones: what comes
+        // after that does not fail.
+        let (late, in_time): (Vec<&Value>, Vec<&Value>) = rows
+            .iter()
+            .filter(|row| is_atomic(&of_row(row)))
+            .partition(|row| row["reason"] == "room again, atomic context");
+        check!(late.len() <= 1, "{} of {}: {late:?}", late.len(), rows.len());
+        check!(!in_time.is_empty(), "{late:?}");
+        for row in &in_time {
+            check_reason(row, hook)?;
+            check_eq!(row["reason"], REASON, "{row}");
+        }
+        for row in late.iter().chain(&in_time) {
+            let frames = row["stack"].as_array().ok_or_else(|| format!("no stack: {row}"))?;
+            let through = |name: &str| {
+                let is_it = |frame: &Value| {
+                    frame["symbol"].as_str().is_some_and(|symbol| symbol.contains(name))
+                };
+                frames.iter().any(is_it)
+            };
+            check!(through("send_signal") && through("rt_sigqueueinfo"), "{row}");
+            check!(frames.iter().any(|frame| frame["module"] != "kernel"), "the program: {row}");
+            let alloc = row["alloc"].as_str();
+            check!(alloc.is_none_or(|words| words.starts_with("WMARK_MIN")), "{row}");
+        }
+        worker.end();
+        reader.end();
+        hog.end();
+        PASS
+    })
 }
 
 /// The pool of hugetlbfs grows until there is no more: requests that may reclaim.

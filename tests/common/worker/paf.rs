@@ -1,14 +1,27 @@
-//! Orders of the tests of `frag` and `paf`: memory in pieces.
+//! Orders of the tests of `frag` and `paf`: memory in pieces, and requests that may
+//! not wait.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use nix::errno::Errno;
 use rustix::mm::Advice;
 use rustix::mm::ProtFlags;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
 
 use super::Region;
 use super::State;
 use super::page;
+use crate::common::scarce::MIN_FREE;
 
 impl State {
-    pub(super) fn paf(&mut self, order: &str, n: usize, _size: usize) -> Option<String> {
+    pub(super) fn paf(&mut self, order: &str, n: usize, size: usize) -> Option<String> {
         match order {
             // Keeps n pages, and gives back as many that lie between them.
             "pepper" => {
@@ -28,8 +41,117 @@ impl State {
                 }
                 self.others.push(region);
             }
+            // Answers with how many signals of n were refused.
+            "signals" => return Some(signals(n, size).to_string()),
             _ => return None,
         }
         Some("done".into())
     }
+}
+
+/// Queues so many signals to itself, each of which takes a slab object that must be
+/// there at once (`GFP_ATOMIC`), while `min_free_kib` are to be left free. Whatever
+/// else takes memory is done before or after, and all CPUs are held meanwhile, so
+/// that kswapd makes no room.
+fn signals(n: usize, min_free_kib: usize) -> usize {
+    let signal = libc::SIGRTMIN();
+    // SAFETY: an all-zero set and an all-zero siginfo_t are valid; both are then filled.
+    let info = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        let done = libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        assert_eq!(done, 0, "blocking a signal");
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        info.si_signo = signal;
+        info.si_code = libc::SI_QUEUE;
+        info
+    };
+    // They stay pending: only memory is to limit them.
+    rustix::process::setrlimit(Resource::Sigpending, Rlimit { current: None, maximum: None })
+        .expect("more pending signals");
+    let pid = std::process::id();
+    // SAFETY: the kernel reads `info`; the signal is blocked.
+    let queue = || match unsafe {
+        libc::syscall(libc::SYS_rt_sigqueueinfo, pid, signal, &raw const info)
+    } {
+        0 => Ok(()),
+        _ => Err(Errno::last()),
+    };
+    assert_eq!(queue(), Ok(()), "a signal while there is memory");
+    let least = File::options().write(true).open(MIN_FREE).expect(MIN_FREE);
+    let old = std::fs::read(MIN_FREE).expect(MIN_FREE);
+    let new = min_free_kib.to_string();
+    let held = HeldCpus::hold();
+    let raised = least.write_at(new.as_bytes(), 0);
+    let (mut refused, mut wrong) = (0, None);
+    for _ in 0..n {
+        match queue() {
+            Ok(()) => {}
+            Err(Errno::EAGAIN) => refused += 1,
+            Err(error) => wrong = Some(error),
+        }
+    }
+    let restored = least.write_at(&old, 0);
+    drop(held);
+    raised.and(restored).expect(MIN_FREE);
+    assert_eq!(wrong, None, "rt_sigqueueinfo");
+    refused
+}
+
+/// The first CPU is this thread's, each other one another thread's, before all that
+/// is not real-time; for less than the 950 ms in a second that the kernel lets them
+/// (`sched_rt_runtime_us`).
+struct HeldCpus {
+    free: Arc<AtomicBool>,
+    holders: Vec<thread::JoinHandle<()>>,
+}
+
+impl HeldCpus {
+    fn hold() -> Self {
+        let cpus = thread::available_parallelism().expect("how many CPUs").get();
+        let (free, held) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(1)));
+        let hold = |cpu| {
+            let (free, held) = (Arc::clone(&free), Arc::clone(&held));
+            thread::spawn(move || {
+                keep(cpu);
+                held.fetch_add(1, Ordering::Relaxed);
+                while !free.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
+        };
+        let holders = (1..cpus).map(hold).collect();
+        // Not yet held itself: one of the others may have started here.
+        while held.load(Ordering::Relaxed) < cpus {
+            thread::yield_now();
+        }
+        keep(0);
+        Self { free, holders }
+    }
+}
+
+impl Drop for HeldCpus {
+    fn drop(&mut self) {
+        self.free.store(true, Ordering::Relaxed);
+        schedule(libc::SCHED_OTHER, 0);
+        for holder in self.holders.drain(..) {
+            holder.join().expect("a thread that holds a CPU");
+        }
+    }
+}
+
+/// Keeps this thread on one CPU, and others off it.
+fn keep(cpu: usize) {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    rustix::thread::sched_setaffinity(None, &set).expect("one CPU");
+    schedule(libc::SCHED_FIFO, 1);
+}
+
+fn schedule(policy: libc::c_int, priority: libc::c_int) {
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: the kernel reads the parameters.
+    let done = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+    assert_eq!(done, 0, "scheduling: {}", Errno::last());
 }
