@@ -310,8 +310,8 @@ fn node(hook: &str) -> Outcome {
         worker.pin(1);
         reader.pin(1);
         let per_mib = 256;
-        let free = vmstat("/sys/devices/system/node/node1/vmstat")["nr_free_pages"];
-        reader.ask(&format!("reclaim-hold {}", free / per_mib + 64));
+        let free = || vmstat("/sys/devices/system/node/node1/vmstat")["nr_free_pages"];
+        reader.ask(&format!("reclaim-hold {}", free() / per_mib + 64));
         let pid = worker.pid().to_string();
         let watcher = Watcher::start(&["drsnoop", "--hook", hook, "--unit", "pages", "-P", &pid]);
         let events = [BEGIN, END].map(|event| format!("vmscan/{event}"));
@@ -319,8 +319,10 @@ fn node(hook: &str) -> Outcome {
             .ok_or("no instance of tracefs in a guest")?;
         // Also mapped and dirty pages: lists by generation are left alone otherwise.
         let mode = Setting::of("/proc/sys/vm/zone_reclaim_mode", "7").ok_or("zone_reclaim_mode")?;
+        // kswapd may have made room again.
+        let more = format!("stall-anon {}", free() + 4099);
         let begin = Instant::now();
-        worker.ask("stall-anon 4099");
+        worker.ask(&more);
         let wall = begin.elapsed().as_micros() as u64;
         drop(mode);
         let lines = trace.stop();
