@@ -484,7 +484,6 @@ struct Counter<'run> {
     /// The stacks of the whole run, for a profile.
     totals: HashMap<u64, Stack>,
     begin: Instant,
-    /// Whether processes can be looked for in `/proc`.
     departed: Departed<Faulter>,
 }
 

@@ -366,7 +366,8 @@ impl Tool for Hfaults {
             true => Printer::stdout::<Call, 8>(style, ALWAYS)?,
             false => Printer::stdout::<Counted, 8>(style, ALWAYS)?,
         };
-        let mut counter = Counter { before: HashMap::new(), departed: Departed::new(ctx.procfs.in_first_pid_namespace()), zero_known: !on_events };
+        let departed = Departed::new(ctx.procfs.in_first_pid_namespace());
+        let mut counter = Counter { before: HashMap::new(), departed, zero_known: !on_events };
         stream::<RawCall>(&ctx, run, &ring, printer, |step, printer| match step {
             Step::Event(raw) => printer.row(&Call::from(&raw)),
             Step::Report => {

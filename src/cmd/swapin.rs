@@ -449,7 +449,8 @@ impl Tool for Swapin {
         let pace = Pace { at_start: false, at_end: true, by_row: false };
         let run = Run { hook: plan.hook.name, notes, pace, lost: &lost };
         let printer = Printer::stdout::<Swapped, 12>((&self.output).into(), ALWAYS)?;
-        let mut counter = Counter { before: HashMap::new(), departed: Departed::new(ctx.procfs.in_first_pid_namespace()), sees };
+        let departed = Departed::new(ctx.procfs.in_first_pid_namespace());
+        let mut counter = Counter { before: HashMap::new(), departed, sees };
         every(&ctx, run, printer, |printer| {
             counter.report(&self, &ctx, &skel.maps.counts, printer)?;
             attached.refresh(&ctx.procfs)
