@@ -32,6 +32,14 @@ pub fn vmstat(path: &str) -> HashMap<String, u64> {
         .collect()
 }
 
+/// Free pages that the CPUs keep for themselves and no counter calls free, in KiB
+/// (`per_cpu_pages.count`, in `/proc/zoneinfo`).
+pub fn kept_by_cpus_kib() -> i64 {
+    let text = fs::read_to_string("/proc/zoneinfo").expect("/proc/zoneinfo");
+    let counts = text.lines().filter_map(|line| line.trim().strip_prefix("count:"));
+    counts.filter_map(|count| count.trim().parse::<i64>().ok()).sum::<i64>() * page_kib() as i64
+}
+
 fn numbers(text: &str) -> Status {
     text.lines()
         .filter_map(|line| {
