@@ -20,6 +20,7 @@ use crate::common::leak::number;
 use crate::common::oracle;
 use crate::common::pressure::Cgroup;
 use crate::common::pressure::Setting;
+use crate::common::pressure::drop_caches;
 use crate::common::scarce::MIN_FREE;
 use crate::common::scarce::at_rest;
 use crate::common::test;
@@ -456,6 +457,8 @@ fn atomic(hook: Hook) -> Outcome {
         let kills = oracle::vmstat("/proc/vmstat")["oom_kill"];
         let filter = format!("common_pid == {pid} && pfn == 18446744073709551615");
         let (refused, record) = recorded(&filter, || {
+            // What is in the page cache already takes no memory to read.
+            drop_caches();
             let (total, free) = (oracle::meminfo()["MemTotal"], oracle::meminfo()["MemFree"]);
             hog.ask(&format!("stall-zeroes {}", free / 2 / oracle::page_kib()));
             reader.ask(&format!("reclaim-hold {}", free >> 11));
