@@ -85,7 +85,8 @@ pub fn slow_writeback() -> Result<(), Failed> {
     // A tenth of the node between each two watermarks. The lowest, below which processes
     // have to reclaim, stays where it is.
     let apart = set(vm("watermark_scale_factor"), 1000)?;
-    worker.ask("anon 11");
+    // What has been freed since is above that still.
+    worker.ask(&format!("anon {}", above(node, "low")? + 11));
     worker.ask("sync");
     drop(apart);
     worker.end();
@@ -104,21 +105,29 @@ pub fn slow_writeback() -> Result<(), Failed> {
     if text.lines().any(given_up) { Err("kswapd has given up".into()) } else { Ok(()) }
 }
 
-/// What a node has free above its lowest watermarks, in MiB, without the lowest zone.
+/// What a node has free above its lowest watermarks, in MiB.
 fn spare(node: u64) -> Result<u64, Failed> {
+    Ok((above(node, "min")? * oracle::page_kib()) >> 10)
+}
+
+/// How many pages the zones of a node have free above a watermark, the lowest zone left
+/// out.
+fn above(node: u64, watermark: &str) -> Result<u64, Failed> {
     let text = fs::read_to_string("/proc/zoneinfo")?;
-    let (mut free, mut min, mut here) = (0, 0, false);
+    let (mut all, mut free, mut here) = (0, 0, false);
     for line in text.lines() {
         match line.split_whitespace().collect::<Vec<_>>()[..] {
             ["Node", number, "zone", zone] => {
                 here = number == format!("{node},") && zone != "DMA";
             }
-            ["pages", "free", pages] if here => free += pages.parse::<u64>()?,
-            ["min", pages] if here => min += pages.parse::<u64>()?,
+            ["pages", "free", pages] => free = pages.parse::<u64>()?,
+            [name, pages] if here && name == watermark => {
+                all += free.saturating_sub(pages.parse()?);
+            }
             _ => {}
         }
     }
-    Ok((free.saturating_sub(min) * oracle::page_kib()) >> 10)
+    Ok(all)
 }
 
 /// Whether every kswapd sleeps (`kswapd_try_to_sleep()`, mm/vmscan.c, the only place

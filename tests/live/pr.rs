@@ -388,49 +388,64 @@ const IN_THE_WAY: [&str; 4] = ["dirty", "writeback", "congested", "immediate"];
 fn in_writeback(hook: &'static str) -> Outcome {
     let recorded = Trace::start(&[INACTIVE], "").is_some();
     if_supported("vmscan_events", recorded, || {
-        drop_caches();
         let _no_swap = NoSwap::begin()?;
-        let (_, (recorded, watcher)) = started_at_rest(reclaimed, || {
-            let recorded = Trace::start(&[INACTIVE], "").ok_or("no record")?;
-            Ok((recorded, Watcher::start(&["pr", "--hook", hook, "-i", "0.5"])))
-        })?;
-        slow_writeback()?;
-        at_rest(reclaimed)?;
-        let lines = recorded.stop();
-        let (rows, lost) = finish(watcher)?;
-
-        let mut due: BTreeMap<u64, [u64; 4]> = BTreeMap::new();
-        let mut kswapd = [0; 4];
-        for line in &lines {
-            // `    kswapd0-47      [001] .....    21.605: mm_vmscan_...`
-            let (task, _) = line.split_once(" [").ok_or_else(|| line.clone())?;
-            let (comm, pid) = task.trim().rsplit_once('-').ok_or_else(|| line.clone())?;
-            let sums = due.entry(pid.parse()?).or_default();
-            for (i, key) in IN_THE_WAY.iter().enumerate() {
-                let pages = trace::number(line, &format!("nr_{key}"));
-                sums[i] += pages;
-                kswapd[i] += if comm.starts_with("kswapd") { pages } else { 0 };
+        for _ in 0..3 {
+            if met_writeback(hook)? {
+                return PASS;
             }
+            eprintln!("pages in writeback again: kswapd came too late for them");
         }
-        let mut found: BTreeMap<u64, [u64; 4]> = BTreeMap::new();
-        for row in rows.iter().filter(|row| number(row, "calls") > 0) {
-            let sums = found.entry(number(row, "pid")).or_default();
-            for (i, key) in IN_THE_WAY.iter().enumerate() {
-                sums[i] += number(row, key);
-            }
-        }
-        check!(kswapd.iter().all(|&pages| pages > 0), "kswapd met them: {due:?}: {rows:?}");
-        for who in found.keys().chain(due.keys()) {
-            let of = |sums: &BTreeMap<u64, [u64; 4]>| sums.get(who).copied().unwrap_or_default();
-            for (found, due) in of(&found).into_iter().zip(of(&due)) {
-                check!(agrees(found, due, lost), "{who}: {found} is not {due}, lost {lost}: {rows:?}");
-            }
-        }
-        for key in IN_THE_WAY {
-            check!(sum(&rows, "kswapd", key) > 0, "{key}: {rows:?}");
-        }
-        PASS
+        Err("in the kernel's own record kswapd met none of them".into())
     })
+}
+
+/// Whether kswapd met pages in writeback, as the kernel has it. What it met, if only
+/// pages without, is in the rows all the same.
+fn met_writeback(hook: &'static str) -> Result<bool, Failed> {
+    drop_caches();
+    let (_, (recorded, watcher)) = started_at_rest(reclaimed, || {
+        let recorded = Trace::start(&[INACTIVE], "").ok_or("no record")?;
+        Ok((recorded, Watcher::start(&["pr", "--hook", hook, "-i", "0.5"])))
+    })?;
+    slow_writeback()?;
+    at_rest(reclaimed)?;
+    let lines = recorded.stop();
+    let (rows, lost) = finish(watcher)?;
+
+    let mut due: BTreeMap<u64, [u64; 4]> = BTreeMap::new();
+    let mut kswapd = [0; 4];
+    for line in &lines {
+        // `    kswapd0-47      [001] .....    21.605: mm_vmscan_...`
+        let (task, _) = line.split_once(" [").ok_or_else(|| line.clone())?;
+        let (comm, pid) = task.trim().rsplit_once('-').ok_or_else(|| line.clone())?;
+        let sums = due.entry(pid.parse()?).or_default();
+        for (i, key) in IN_THE_WAY.iter().enumerate() {
+            let pages = trace::number(line, &format!("nr_{key}"));
+            sums[i] += pages;
+            kswapd[i] += if comm.starts_with("kswapd") { pages } else { 0 };
+        }
+    }
+    let mut found: BTreeMap<u64, [u64; 4]> = BTreeMap::new();
+    for row in rows.iter().filter(|row| number(row, "calls") > 0) {
+        let sums = found.entry(number(row, "pid")).or_default();
+        for (i, key) in IN_THE_WAY.iter().enumerate() {
+            sums[i] += number(row, key);
+        }
+    }
+    for who in found.keys().chain(due.keys()) {
+        let of = |sums: &BTreeMap<u64, [u64; 4]>| sums.get(who).copied().unwrap_or_default();
+        for (found, due) in of(&found).into_iter().zip(of(&due)) {
+            check_that(agrees(found, due, lost), || {
+                format!("{who}: {found} is not {due}, lost {lost}: {rows:?}")
+            })?;
+        }
+    }
+    let met = kswapd.iter().all(|&pages| pages > 0);
+    for key in IN_THE_WAY {
+        let pages = sum(&rows, "kswapd", key);
+        check_that(!met || pages > 0, || format!("{key}: {rows:?}"))?;
+    }
+    Ok(met)
 }
 
 fn tiny_ring() -> Outcome {
