@@ -468,10 +468,11 @@ fn per_node() -> Outcome {
 }
 
 fn rates() -> Outcome {
-    let watcher = Watcher::start(&["sysstat", "--rates", "-i", "1"]);
     let mut worker = Worker::start();
     let faults = || oracle::vmstat("/proc/vmstat")["pgfault"];
+    // The first row is read at once.
     let mut before_first = faults();
+    let watcher = Watcher::start(&["sysstat", "--rates", "-i", "1"]);
     let first = watcher.next(PATIENCE).ok_or("no row")?;
     check!(first["faults_per_s"].is_null(), "nothing to compare the first row with: {first}");
     let mut time = moment(&first);
