@@ -13,6 +13,7 @@ use super::kernels::is_guest;
 use super::oracle;
 use super::pressure::Cgroup;
 use super::pressure::Setting;
+use super::pressure::drop_caches;
 use super::watcher::PATIENCE;
 use super::worker::Worker;
 
@@ -69,12 +70,11 @@ pub fn slow_writeback() -> Result<(), Failed> {
     // What lies low is for nobody, or kswapd would be content with that.
     let _lowest = set(vm("lowmem_reserve_ratio"), 1)?;
     let node = u64::from(Path::new("/sys/devices/system/node/node1").exists());
-    let bound = || {
-        let mut worker = Worker::start();
-        worker.ask(&format!("bind {node}"));
-        worker
-    };
-    let mut worker = bound();
+    if has_given_up(node)? {
+        try_again(node)?;
+        drop_caches();
+    }
+    let mut worker = bound(node);
     // Taken but not written to, which takes no time; the rest page by page.
     let huge = format!("/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB");
     let _pool =
@@ -90,19 +90,36 @@ pub fn slow_writeback() -> Result<(), Failed> {
     worker.ask("sync");
     drop(apart);
     worker.end();
-    // kswapd may have given up. It tries again when somebody gets something, and, in
-    // 7.x, enough is free: for a limit's sake, for instance.
-    let mut limited = bound();
+    try_again(node)
+}
+
+/// A process that takes its memory from one node.
+fn bound(node: u64) -> Worker {
+    let mut worker = Worker::start();
+    worker.ask(&format!("bind {node}"));
+    worker
+}
+
+/// kswapd may have given up. It tries again when somebody gets something, and, in 7.x,
+/// enough is free: for a limit's sake, for instance.
+fn try_again(node: u64) -> Result<(), Failed> {
+    let mut limited = bound(node);
     let cgroup = Cgroup::create("limited").ok_or("no memory cgroup")?;
     cgroup.limit(16 << 20)?;
     cgroup.add(limited.pid())?;
     limited.ask("reclaim-read 31");
     limited.end();
     // It remembers what it met until it has made enough room once.
-    bound().ask(&format!("reclaim-read {}", spare(node)? + SPARE));
+    bound(node).ask(&format!("reclaim-read {}", spare(node)? + SPARE));
+    if has_given_up(node)? { Err("kswapd has given up".into()) } else { Ok(()) }
+}
+
+/// Whether kswapd leaves a node to those who want its memory, as after an OOM kill.
+fn has_given_up(node: u64) -> Result<bool, Failed> {
     let text = fs::read_to_string("/proc/zoneinfo")?;
+    let own = text.split("Node ").filter(|zone| zone.starts_with(&format!("{node},")));
     let given_up = |line: &str| line.split_whitespace().eq(["node_unreclaimable:", "1"]);
-    if text.lines().any(given_up) { Err("kswapd has given up".into()) } else { Ok(()) }
+    Ok(own.flat_map(str::lines).any(given_up))
 }
 
 /// What a node has free above its lowest watermarks, in MiB.

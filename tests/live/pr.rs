@@ -389,7 +389,7 @@ fn in_writeback(hook: &'static str) -> Outcome {
     let recorded = Trace::start(&[INACTIVE], "").is_some();
     if_supported("vmscan_events", recorded, || {
         let _no_swap = NoSwap::begin()?;
-        for _ in 0..5 {
+        for _ in 0..3 {
             if met_writeback(hook)? {
                 return PASS;
             }
