@@ -31,20 +31,46 @@ pub fn has_storage(kernel: &KernelFacts) -> bool {
     kernel.has(Need::TaskStorage)
 }
 
-/// Loads what the plan attaches, `also` those programs of the hook that an
-/// option asks for, and what keeps the table of calls clean.
-pub fn select(plan: &Plan, object: &mut OpenObject, also: bool, with_storage: bool) {
-    plan.select(object);
-    for mut program in object.progs_mut() {
-        match program.name().to_str() {
-            Some(FORGET) => {
-                program.set_autoload(!with_storage);
-            }
-            Some(name) if plan.hook.programs.contains(&name) => {
-                program.set_autoload(also);
-            }
-            _ => {}
+/// How the name of a program's second ends (`TWICE()`, syscall.bpf.h).
+const SECOND: &str = "_2";
+
+/// How system calls are followed on this kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    /// Calls under way are kept in task storage.
+    pub storage: bool,
+    /// Each program has a second, for what the first is skipped for: a thread may be
+    /// preempted in it.
+    pub second: bool,
+}
+
+impl Way {
+    /// With the hook of a plan.
+    pub fn of(kernel: &KernelFacts, plan: &Plan) -> Self {
+        let preempted = kernel.has(Need::Func("trace_call_bpf_faultable"));
+        Self {
+            storage: has_storage(kernel),
+            second: preempted && plan.hook.name.starts_with("syscalls:"),
         }
+    }
+}
+
+/// Loads what the plan attaches, `also` those programs of the hook that an
+/// option asks for, the seconds of both, and what keeps the table of calls clean.
+pub fn select(plan: &Plan, object: &mut OpenObject, also: bool, way: Way) {
+    for mut program in object.progs_mut() {
+        let load = program.name().to_str().is_some_and(|name| match name {
+            FORGET => !way.storage,
+            _ => {
+                let (first, fits) = match name.strip_suffix(SECOND) {
+                    Some(first) => (first, way.second),
+                    None => (name, true),
+                };
+                let of_option = also && plan.hook.programs.contains(&first);
+                fits && (of_option || plan.hook.attach.contains(&first))
+            }
+        });
+        program.set_autoload(load);
     }
 }
 
@@ -52,14 +78,10 @@ pub fn select(plan: &Plan, object: &mut OpenObject, also: bool, with_storage: bo
 ///
 /// # Errors
 /// The kernel refuses, or tracefs may not be read.
-pub fn attach(plan: &Plan, object: &Object, also: bool, with_storage: bool) -> Result<Vec<Link>> {
+pub fn attach(plan: &Plan, object: &Object) -> Result<Vec<Link>> {
     let mut links = plan.attach(object).map_err(explain_tracefs)?;
-    for program in object.progs_mut() {
-        let wanted = program.name().to_str().is_some_and(|name| match name {
-            FORGET => !with_storage,
-            name => also && plan.hook.programs.contains(&name),
-        });
-        if wanted {
+    for program in object.progs_mut().filter(|program| program.autoload()) {
+        if program.name().to_str().is_some_and(|name| !plan.hook.attach.contains(&name)) {
             let link = program.attach().map_err(|error| explain_tracefs(error.into()));
             links.push(link.context(|| format!("attaching {}", plan.hook.name))?);
         }
@@ -107,11 +129,26 @@ pub fn unseen(plan: &Plan) -> Option<String> {
     })
 }
 
-/// How often programs were skipped ([`skipped::runs`]). A call lost at both its
-/// ends counts twice, and raw_syscalls counts other calls too: as a loss it is
+/// How often programs were skipped ([`skipped::runs`]), as far as their seconds did
+/// not take over: so much of it as `taken_over` of the skeleton says. A call lost at
+/// both its ends counts twice, and calls nobody asked for count too: as a loss it is
 /// an upper bound.
-pub fn missed(object: &Object) -> u64 {
-    object.progs_mut().map(|program| skipped::runs(&program)).sum()
+pub fn missed(object: &Object, taken_over: u64) -> u64 {
+    let (mut firsts, mut seconds, mut has_seconds) = (0, 0, false);
+    for program in object.progs_mut().filter(|program| program.autoload()) {
+        let runs = skipped::runs(&program);
+        match program.name().to_string_lossy().ends_with(SECOND) {
+            true => (seconds, has_seconds) = (seconds + runs, true),
+            false => firsts += runs,
+        }
+    }
+    lost_at_most(firsts, has_seconds.then_some(seconds), taken_over)
+}
+
+/// What is lost is what both were skipped for.
+fn lost_at_most(firsts: u64, seconds: Option<u64>, taken_over: u64) -> u64 {
+    let left = firsts.saturating_sub(taken_over);
+    seconds.map_or(left, |seconds| left.min(seconds))
 }
 
 /// The error of a call as the kernel returns it; `None`: it succeeded
@@ -135,6 +172,14 @@ pub fn address_or_error(result: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_second_program_took_over_is_not_lost() {
+        assert_eq!(lost_at_most(7, None, 0), 7);
+        assert_eq!(lost_at_most(7, Some(11), 4), 3);
+        assert_eq!(lost_at_most(7, Some(2), 4), 2);
+        assert_eq!(lost_at_most(7, Some(11), 8), 0);
+    }
 
     #[test]
     fn results_are_addresses_or_errors() {

@@ -17,9 +17,9 @@ char LICENSE[] SEC("license") = "GPL";
 /* A call under way. */
 struct flight {
 	__u32 call;
-	__u32 narrow; /* of a 32-bit program */
-	__u64 asked;  /* the break asked for */
-	__u64 old;    /* where it is */
+	__u32 narrow;  /* of a 32-bit program */
+	__u64 args[1]; /* the break asked for */
+	__u64 old;     /* where it is */
 };
 
 #include "syscall.bpf.h"
@@ -50,10 +50,13 @@ struct {
 	__type(value, struct site);
 } sites SEC(".maps");
 
-/* Room for one stack: trace events run their programs with preemption off. */
+/*
+ * Room for one stack of each program: on a CPU there is at most one thread in it
+ * (syscall.bpf.h).
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, struct stack);
 } scratch SEC(".maps");
@@ -81,7 +84,7 @@ const struct site *site_type __attribute__((unused));
 const struct site_key *site_key_type __attribute__((unused));
 const struct stack *stack_type __attribute__((unused));
 
-static __always_inline int begin(const struct asked *asked)
+static __always_inline bool begin(const struct asked *asked)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
@@ -89,16 +92,18 @@ static __always_inline int begin(const struct asked *asked)
 
 	/* asks where the break is */
 	if (!asked->args[0])
-		return 0;
+		return false;
 	if (!target_matches(task, BPF_CORE_READ(task, group_leader), tgid))
-		return 0;
+		return false;
+	if (begun_already(CALL_BRK, asked))
+		return false;
 	f = flight_begin(CALL_BRK);
 	if (!f)
-		return 0;
+		return false;
 	f->narrow = asked->narrow;
-	f->asked = asked->args[0];
+	f->args[0] = asked->args[0];
 	f->old = BPF_CORE_READ(task, mm, brk);
-	return 0;
+	return true;
 }
 
 /*
@@ -113,7 +118,7 @@ static __always_inline __u64 program_of(struct task_struct *leader)
 	return tgid << 32 | (__u32)((mixed >> 32) + BPF_CORE_READ(leader, self_exec_id));
 }
 
-static __always_inline int end(void *ctx, long ret)
+static __always_inline bool end(void *ctx, long ret, __u32 which)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
@@ -123,13 +128,13 @@ static __always_inline int end(void *ctx, long ret)
 	struct site_key key = {};
 	struct site *site;
 	struct stack *s;
-	__u32 zero = 0, flags = 0;
+	__u32 flags = 0;
 	long bytes;
 
 	if (!f)
-		return 0;
+		return false;
 	/* brk never returns an error: a call that fails says where the break is. */
-	if (now != f->asked)
+	if (now != f->args[0])
 		flags |= EVENT_FAILED;
 	else if (now > f->old)
 		grown = now - f->old;
@@ -138,7 +143,7 @@ static __always_inline int end(void *ctx, long ret)
 	if (f->narrow)
 		flags |= EVENT_NARROW;
 
-	s = bpf_map_lookup_elem(&scratch, &zero);
+	s = bpf_map_lookup_elem(&scratch, &which);
 	if (!s)
 		goto out; /* never */
 	key.program = program_of(leader);
@@ -183,7 +188,7 @@ static __always_inline int end(void *ctx, long ret)
 	event->key = key;
 	event->start = site->start;
 	event->old = f->old;
-	event->asked = f->asked;
+	event->asked = f->args[0];
 	event->now = now;
 	event->tid = (__u32)bpf_get_current_pid_tgid();
 	event->flags = flags;
@@ -194,21 +199,19 @@ static __always_inline int end(void *ctx, long ret)
 		submit_lazily(event);
 out:
 	flight_end(f);
-	return 0;
+	return true;
 }
 
-SEC("tracepoint/syscalls/sys_enter_brk")
-int enter_brk(struct trace_event_raw_sys_enter *ctx)
+AT_ENTRY(brk)
 {
 	struct asked asked = ASKED_OF(ctx, 1);
 
 	return begin(&asked);
 }
 
-SEC("tracepoint/syscalls/sys_exit_brk")
-int exit_brk(struct trace_event_raw_sys_exit *ctx)
+AT_RETURN(brk)
 {
-	return end(ctx, ctx->ret);
+	return end(ctx, ctx->ret, which);
 }
 
 /* --- all system calls, of which ours is picked --- */
@@ -236,13 +239,16 @@ int on_enter(struct trace_event_raw_sys_enter *ctx)
 
 	if (call_is_narrow())
 		asked_narrowly(&asked);
-	return begin(&asked);
+	begin(&asked);
+	return 0;
 }
 
 SEC("tracepoint/raw_syscalls/sys_exit")
 int on_return(struct trace_event_raw_sys_exit *ctx)
 {
-	return is_brk((__u32)ctx->id) ? end(ctx, ctx->ret) : 0;
+	if (is_brk((__u32)ctx->id))
+		end(ctx, ctx->ret, 0);
+	return 0;
 }
 
 SEC("raw_tp/sched_process_exit")

@@ -60,7 +60,7 @@ _Static_assert(sizeof(struct mmapsnoop_event) == 632, "event layout");
 /* Keeps the type in BTF, from which the Rust side is generated. */
 const struct mmapsnoop_event *mmapsnoop_event_type __attribute__((unused));
 
-static __always_inline int begin(__u32 call, const struct asked *asked)
+static __always_inline bool begin(__u32 call, const struct asked *asked)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
@@ -70,16 +70,18 @@ static __always_inline int begin(__u32 call, const struct asked *asked)
 	struct flight *f;
 
 	if (bytes < min_bytes || !target_matches(task, BPF_CORE_READ(task, group_leader), tgid))
-		return 0;
+		return false;
+	if (begun_already(call, asked))
+		return false;
 	f = flight_begin(call);
 	if (!f)
-		return 0;
+		return false;
 	f->narrow = asked->narrow;
 	for (int i = 0; i < 6; i++)
 		f->args[i] = asked->args[i];
 	f->has_file = 0;
 	if (call != CALL_MMAP || asked->args[3] & MAP_ANON)
-		return 0;
+		return false;
 	/*
 	 * Now and not at the return: by then another thread may have closed it.
 	 * The kernel itself looks a moment later.
@@ -89,10 +91,10 @@ static __always_inline int begin(__u32 call, const struct asked *asked)
 		f->has_file = 1;
 		path_read(&f->file, file, __builtin_preserve_access_index(&file->f_path));
 	}
-	return 0;
+	return true;
 }
 
-static __always_inline int end(__u32 call, long ret)
+static __always_inline bool end(__u32 call, long ret)
 {
 	struct flight *f = flight_of(call);
 	struct mmapsnoop_event *event;
@@ -101,7 +103,7 @@ static __always_inline int end(__u32 call, long ret)
 	__u64 ids;
 
 	if (!f)
-		return 0;
+		return false;
 	if (only_failed && !call_failed(ret))
 		goto out;
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
@@ -140,47 +142,41 @@ static __always_inline int end(__u32 call, long ret)
 	submit_lazily(event);
 out:
 	flight_end(f);
-	return 0;
+	return true;
 }
 
-SEC("tracepoint/syscalls/sys_enter_mmap")
-int enter_mmap(struct trace_event_raw_sys_enter *ctx)
+AT_ENTRY(mmap)
 {
 	struct asked asked = ASKED_OF(ctx, 6);
 
 	return begin(CALL_MMAP, &asked);
 }
 
-SEC("tracepoint/syscalls/sys_exit_mmap")
-int exit_mmap(struct trace_event_raw_sys_exit *ctx)
+AT_RETURN(mmap)
 {
 	return end(CALL_MMAP, ctx->ret);
 }
 
-SEC("tracepoint/syscalls/sys_enter_munmap")
-int enter_munmap(struct trace_event_raw_sys_enter *ctx)
+AT_ENTRY(munmap)
 {
 	struct asked asked = ASKED_OF(ctx, 2);
 
 	return begin(CALL_MUNMAP, &asked);
 }
 
-SEC("tracepoint/syscalls/sys_exit_munmap")
-int exit_munmap(struct trace_event_raw_sys_exit *ctx)
+AT_RETURN(munmap)
 {
 	return end(CALL_MUNMAP, ctx->ret);
 }
 
-SEC("tracepoint/syscalls/sys_enter_mremap")
-int enter_mremap(struct trace_event_raw_sys_enter *ctx)
+AT_ENTRY(mremap)
 {
 	struct asked asked = ASKED_OF(ctx, 5);
 
 	return begin(CALL_MREMAP, &asked);
 }
 
-SEC("tracepoint/syscalls/sys_exit_mremap")
-int exit_mremap(struct trace_event_raw_sys_exit *ctx)
+AT_RETURN(mremap)
 {
 	return end(CALL_MREMAP, ctx->ret);
 }
@@ -254,7 +250,8 @@ int on_enter(struct trace_event_raw_sys_enter *ctx)
 		for (int i = 0; i < 6; i++)
 			asked.args[i] = given[i];
 	}
-	return begin(call, &asked);
+	begin(call, &asked);
+	return 0;
 }
 
 SEC("tracepoint/raw_syscalls/sys_exit")
@@ -265,7 +262,9 @@ int on_return(struct trace_event_raw_sys_exit *ctx)
 	if (!number_is_ours(nr))
 		return 0;
 	call = call_of(nr, call_is_narrow());
-	return call ? end(call, ctx->ret) : 0;
+	if (call)
+		end(call, ctx->ret);
+	return 0;
 }
 
 SEC("raw_tp/sched_process_exit")

@@ -122,17 +122,19 @@ static __noinline int segment_read(struct segment *segment, __u32 id)
 
 /* --- calls --- */
 
-static __always_inline int begin(__u32 call, const struct asked *asked, __u64 out)
+static __always_inline bool begin(__u32 call, const struct asked *asked, __u64 out)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct flight *f;
 
 	if (!target_matches(task, BPF_CORE_READ(task, group_leader), tgid))
-		return 0;
+		return false;
+	if (begun_already(call, asked))
+		return false;
 	f = flight_begin(call);
 	if (!f)
-		return 0;
+		return false;
 	f->narrow = asked->narrow;
 	for (int i = 0; i < 3; i++)
 		f->args[i] = asked->args[i];
@@ -141,10 +143,10 @@ static __always_inline int begin(__u32 call, const struct asked *asked, __u64 ou
 	/* after the call it may be gone */
 	if (call == CALL_SHMCTL)
 		segment_read(&f->segment, asked->args[0]);
-	return 0;
+	return true;
 }
 
-static __always_inline int end(__u32 call, long ret)
+static __always_inline bool end(__u32 call, long ret)
 {
 	struct flight *f = call == CALL_ANY ? flight_here() : flight_of(call);
 	struct shmsnoop_event *event;
@@ -152,7 +154,7 @@ static __always_inline int end(__u32 call, long ret)
 	__u64 ids;
 
 	if (!f)
-		return 0;
+		return false;
 	call = f->call;
 	if (only_failed && !call_failed(ret))
 		goto out;
@@ -187,61 +189,53 @@ static __always_inline int end(__u32 call, long ret)
 	submit_lazily(event);
 out:
 	flight_end(f);
-	return 0;
+	return true;
 }
 
-SEC("tracepoint/syscalls/sys_enter_shmget")
-int enter_shmget(struct trace_event_raw_sys_enter *ctx)
+AT_ENTRY(shmget)
 {
 	struct asked asked = ASKED_OF(ctx, 3);
 
 	return begin(CALL_SHMGET, &asked, 0);
 }
 
-SEC("tracepoint/syscalls/sys_exit_shmget")
-int exit_shmget(struct trace_event_raw_sys_exit *ctx)
+AT_RETURN(shmget)
 {
 	return end(CALL_SHMGET, ctx->ret);
 }
 
-SEC("tracepoint/syscalls/sys_enter_shmat")
-int enter_shmat(struct trace_event_raw_sys_enter *ctx)
+AT_ENTRY(shmat)
 {
 	struct asked asked = ASKED_OF(ctx, 3);
 
 	return begin(CALL_SHMAT, &asked, 0);
 }
 
-SEC("tracepoint/syscalls/sys_exit_shmat")
-int exit_shmat(struct trace_event_raw_sys_exit *ctx)
+AT_RETURN(shmat)
 {
 	return end(CALL_SHMAT, ctx->ret);
 }
 
-SEC("tracepoint/syscalls/sys_enter_shmdt")
-int enter_shmdt(struct trace_event_raw_sys_enter *ctx)
+AT_ENTRY(shmdt)
 {
 	struct asked asked = ASKED_OF(ctx, 1);
 
 	return begin(CALL_SHMDT, &asked, 0);
 }
 
-SEC("tracepoint/syscalls/sys_exit_shmdt")
-int exit_shmdt(struct trace_event_raw_sys_exit *ctx)
+AT_RETURN(shmdt)
 {
 	return end(CALL_SHMDT, ctx->ret);
 }
 
-SEC("tracepoint/syscalls/sys_enter_shmctl")
-int enter_shmctl(struct trace_event_raw_sys_enter *ctx)
+AT_ENTRY(shmctl)
 {
 	struct asked asked = ASKED_OF(ctx, 3);
 
 	return begin(CALL_SHMCTL, &asked, 0);
 }
 
-SEC("tracepoint/syscalls/sys_exit_shmctl")
-int exit_shmctl(struct trace_event_raw_sys_exit *ctx)
+AT_RETURN(shmctl)
 {
 	return end(CALL_SHMCTL, ctx->ret);
 }
@@ -347,7 +341,9 @@ int on_enter(struct trace_event_raw_sys_enter *ctx)
 		call = unpack(&asked, &out);
 	else
 		call = call_of(nr, asked.narrow);
-	return call ? begin(call, &asked, out) : 0;
+	if (call)
+		begin(call, &asked, out);
+	return 0;
 }
 
 SEC("tracepoint/raw_syscalls/sys_exit")
@@ -361,7 +357,9 @@ int on_return(struct trace_event_raw_sys_exit *ctx)
 	narrow = call_is_narrow();
 	/* which of the calls ipc() was, is known from its entry */
 	call = narrow && nr == NR32_IPC ? CALL_ANY : call_of(nr, narrow);
-	return call ? end(call, ctx->ret) : 0;
+	if (call)
+		end(call, ctx->ret);
+	return 0;
 }
 
 SEC("raw_tp/sched_process_exit")

@@ -524,18 +524,19 @@ impl Tool for Brkstack {
         let ctx =
             Context::new("brkstack", &self.kernel, limits, |procfs| self.targets.resolve(procfs))?;
         let plan = prepare(&ctx, &CHOICE)?;
-        let with_storage = syscalls::has_storage(&ctx.kernel);
+        let way = syscalls::Way::of(&ctx.kernel, &plan);
 
         let mut storage = MaybeUninit::uninit();
         let builder = skel::BrkstackSkelBuilder { obj_builder: ctx.kernel.object_builder()? };
         let mut open = builder.open(&mut storage)?;
-        syscalls::select(&plan, open.open_object_mut(), false, with_storage);
+        syscalls::select(&plan, open.open_object_mut(), false, way);
         open.maps.events.set_max_entries(self.ring.bytes())?;
         open.maps.stacks.set_max_entries(self.max_stacks)?;
         open.maps.sites.set_max_entries(self.max_stacks)?;
         set_target!(open, &ctx.target);
-        set_flights!(open, with_storage);
+        set_flights!(open, way.storage);
         if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+            constants.with_second = way.second;
             constants.ring_half_bytes = u64::from(self.ring.bytes()) / 2;
             constants.every_call = self.events;
             constants.depth_max = self.stack_depth;
@@ -546,10 +547,13 @@ impl Tool for Brkstack {
             .map_err(rights::explain_refusal)?;
         target::fill_set(&skel.maps.target_set, &ctx.target)?;
         let ring = Ring::new(&skel.maps.events)?;
-        let _links = syscalls::attach(&plan, skel.object(), false, with_storage)?;
+        let _links = syscalls::attach(&plan, skel.object())?;
 
         let shared = skel.maps.bss_data.take().ok_or_else(|| Error::failure("no data section"))?;
-        let lost = || read_shared(&shared.lost_events) + syscalls::missed(skel.object());
+        let lost = || {
+            let taken_over = read_shared(&shared.taken_over);
+            read_shared(&shared.lost_events) + syscalls::missed(skel.object(), taken_over)
+        };
         let style = (&self.output).into();
         let printer = match self.events {
             true => Printer::of_stacks::<Call, 11>(&style, ALWAYS)?,

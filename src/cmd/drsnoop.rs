@@ -446,7 +446,7 @@ impl Tool for Drsnoop {
         let _links = attach(&ctx, &plan, skel.object())?;
 
         let shared = skel.maps.bss_data.take().ok_or_else(|| Error::failure("no data section"))?;
-        let lost = || read_shared(&shared.lost_events) + syscalls::missed(skel.object());
+        let lost = || read_shared(&shared.lost_events) + syscalls::missed(skel.object(), 0);
         let groups = if self.stack { STACKS } else { ALWAYS };
         let printer = Printer::stdout::<Stall, 15>((&self.output).into(), groups)?;
         let mut notes = plan.notes();

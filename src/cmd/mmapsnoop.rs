@@ -292,16 +292,17 @@ impl Tool for Mmapsnoop {
         let ctx =
             Context::new("mmapsnoop", &self.kernel, limits, |procfs| self.targets.resolve(procfs))?;
         let plan = prepare(&ctx, &CHOICE)?;
-        let with_storage = syscalls::has_storage(&ctx.kernel);
+        let way = syscalls::Way::of(&ctx.kernel, &plan);
 
         let mut storage = MaybeUninit::uninit();
         let builder = skel::MmapsnoopSkelBuilder { obj_builder: ctx.kernel.object_builder()? };
         let mut open = builder.open(&mut storage)?;
-        syscalls::select(&plan, open.open_object_mut(), self.all, with_storage);
+        syscalls::select(&plan, open.open_object_mut(), self.all, way);
         open.maps.events.set_max_entries(self.ring.bytes())?;
         set_target!(open, &ctx.target);
-        set_flights!(open, with_storage);
+        set_flights!(open, way.storage);
         if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+            constants.with_second = way.second;
             constants.ring_half_bytes = u64::from(self.ring.bytes()) / 2;
             constants.all_calls = self.all;
             constants.only_failed = self.failed;
@@ -313,10 +314,13 @@ impl Tool for Mmapsnoop {
             .map_err(rights::explain_refusal)?;
         target::fill_set(&skel.maps.target_set, &ctx.target)?;
         let ring = Ring::new(&skel.maps.events)?;
-        let _links = syscalls::attach(&plan, skel.object(), self.all, with_storage)?;
+        let _links = syscalls::attach(&plan, skel.object())?;
 
         let shared = skel.maps.bss_data.take().ok_or_else(|| Error::failure("no data section"))?;
-        let lost = || read_shared(&shared.lost_events) + syscalls::missed(skel.object());
+        let lost = || {
+            let taken_over = read_shared(&shared.taken_over);
+            read_shared(&shared.lost_events) + syscalls::missed(skel.object(), taken_over)
+        };
         let groups = if self.all { ALL } else { ALWAYS };
         let printer = Printer::stdout::<Call, 18>((&self.output).into(), groups)?;
         let mut notes = plan.notes();

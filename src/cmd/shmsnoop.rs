@@ -455,16 +455,17 @@ impl Tool for Shmsnoop {
 impl Shmsnoop {
     fn watch(&self, ctx: &Context) -> Result<()> {
         let plan = prepare(ctx, &CHOICE)?;
-        let with_storage = syscalls::has_storage(&ctx.kernel);
+        let way = syscalls::Way::of(&ctx.kernel, &plan);
 
         let mut storage = MaybeUninit::uninit();
         let builder = skel::ShmsnoopSkelBuilder { obj_builder: ctx.kernel.object_builder()? };
         let mut open = builder.open(&mut storage)?;
-        syscalls::select(&plan, open.open_object_mut(), false, with_storage);
+        syscalls::select(&plan, open.open_object_mut(), false, way);
         open.maps.events.set_max_entries(self.ring.bytes())?;
         set_target!(open, &ctx.target);
-        set_flights!(open, with_storage);
+        set_flights!(open, way.storage);
         if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
+            constants.with_second = way.second;
             constants.ring_half_bytes = u64::from(self.ring.bytes()) / 2;
             constants.only_failed = self.failed;
         }
@@ -474,10 +475,13 @@ impl Shmsnoop {
             .map_err(rights::explain_refusal)?;
         target::fill_set(&skel.maps.target_set, &ctx.target)?;
         let ring = Ring::new(&skel.maps.events)?;
-        let _links = syscalls::attach(&plan, skel.object(), false, with_storage)?;
+        let _links = syscalls::attach(&plan, skel.object())?;
 
         let shared = skel.maps.bss_data.take().ok_or_else(|| Error::failure("no data section"))?;
-        let lost = || read_shared(&shared.lost_events) + syscalls::missed(skel.object());
+        let lost = || {
+            let taken_over = read_shared(&shared.taken_over);
+            read_shared(&shared.lost_events) + syscalls::missed(skel.object(), taken_over)
+        };
         let printer = Printer::stdout::<Call, 17>((&self.output).into(), ALWAYS)?;
         let mut notes = plan.notes();
         notes.extend(syscalls::unseen(&plan));

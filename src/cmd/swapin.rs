@@ -433,7 +433,7 @@ impl Tool for Swapin {
         };
         let attached = Attached::with_links(skel.object(), &plan, &ctx.procfs, links, events)?;
         let missed = || match sees.pages {
-            true => syscalls::missed(skel.object()),
+            true => syscalls::missed(skel.object(), 0),
             false => attached.missed(&skel.maps.fault_runs),
         };
         let lost = || read_shared(&shared.lost_events) + missed();

@@ -2,7 +2,7 @@
 /*
  * System calls from their entry to their return. What a call was asked for is
  * kept beside its thread until it returns (flight.bpf.h): the including file has
- * defined `struct flight`.
+ * defined `struct flight`, with the first arguments as `args`.
  */
 #ifndef MW_SYSCALL_BPF_H
 #define MW_SYSCALL_BPF_H
@@ -35,6 +35,61 @@ struct asked {
 	__u64 args[6];
 	bool narrow;
 };
+
+/*
+ * The tracepoints of single calls run their programs with preemption on as well
+ * where the kernel has trace_call_bpf_faultable() (kernel/trace/bpf_trace.c; seen
+ * in 7.3). There each has a second program, the same again: what the one is not
+ * run for, because a thread was preempted in it, the other sees. What is attached
+ * later runs later (bpf_prog_array_copy(), kernel/bpf/core.c), and finds everything
+ * done if the first was run.
+ */
+const volatile bool with_second;
+
+/* What second programs did. */
+__u64 taken_over;
+
+/* A program and its second, which differ in `which`, 0 or 1. True: it did something. */
+#define TWICE(section, name, type)                                                                 \
+	static __always_inline bool name##_once(type *ctx, __u32 which);                           \
+	SEC(section) int name(type *ctx)                                                           \
+	{                                                                                          \
+		name##_once(ctx, 0);                                                               \
+		return 0;                                                                          \
+	}                                                                                          \
+	SEC(section) int name##_2(type *ctx)                                                       \
+	{                                                                                          \
+		if (name##_once(ctx, 1))                                                           \
+			__sync_fetch_and_add(&taken_over, 1);                                      \
+		return 0;                                                                          \
+	}                                                                                          \
+	static __always_inline bool name##_once(type *ctx, __u32 which)
+
+#define AT_ENTRY(call)                                                                             \
+	TWICE("tracepoint/syscalls/sys_enter_" #call, enter_##call,                                \
+	      struct trace_event_raw_sys_enter)
+#define AT_RETURN(call)                                                                            \
+	TWICE("tracepoint/syscalls/sys_exit_" #call, exit_##call, struct trace_event_raw_sys_exit)
+
+/*
+ * Whether the calling thread's flight is this call already: the other program has
+ * begun it. What is left of a call whose return nobody saw may look the same, and
+ * then serves as well.
+ */
+static __always_inline bool begun_already(__u32 call, const struct asked *asked)
+{
+	struct flight *f;
+
+	if (!with_second)
+		return false;
+	f = flight_of(call);
+	if (!f)
+		return false;
+	for (int i = 0; i < (int)(sizeof(f->args) / sizeof(f->args[0])); i++)
+		if (f->args[i] != asked->args[i])
+			return false;
+	return true;
+}
 
 #ifdef __TARGET_ARCH_x86
 /* TS_COMPAT, arch/x86/include/asm/thread_info.h: set from entry to exit. */
