@@ -7,6 +7,7 @@ pub mod leak;
 pub mod oracle;
 pub mod pressure;
 pub mod scarce;
+mod second_try;
 pub mod target;
 pub mod trace;
 pub mod watcher;
@@ -23,8 +24,10 @@ pub type Outcome = Result<Completion, Failed>;
 pub const PASS: Outcome = Ok(Completion::Completed);
 
 /// A test by name.
-pub fn test(name: impl Into<String>, body: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
-    Trial::ignorable_test(name, body)
+pub fn test(name: impl Into<String>, body: impl Fn() -> Outcome + Send + 'static) -> Trial {
+    let name = name.into();
+    let known = name.clone();
+    Trial::ignorable_test(name, move || second_try::run(&known, &body))
 }
 
 /// Fails with the formatted text unless the condition holds.

@@ -181,7 +181,11 @@ fn two_threads(hook: &str) -> Outcome {
     let watcher =
         watch("mmapsnoop", worker.pid(), &["--hook", hook, "--min-size", &(1u64 << 30).to_string()]);
     let threads = list(&worker.ask("pair 211"));
-    let rows = rows_of(watcher)?;
+    // The kernel may skip a program for calls of others, which nobody asked for: they
+    // count as lost all the same.
+    let (code, rows, stderr) = watcher.stop();
+    let lost = Totals::parse(&stderr).map(|totals| totals.lost);
+    check!(code == Some(0) && lost.is_some_and(|lost| lost < 11), "{stderr}");
     check_eq!(rows.len(), 2 * 211, "rows of both");
     let mut by_tid: HashMap<u64, Vec<&Value>> = HashMap::new();
     for row in &rows {

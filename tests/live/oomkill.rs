@@ -26,6 +26,7 @@ use crate::common::kmsg::Kmsg;
 use crate::common::leak::number;
 use crate::common::oracle;
 use crate::common::pressure::Cgroup;
+use crate::common::pressure::drop_caches;
 use crate::common::test;
 use crate::common::watcher::PATIENCE;
 use crate::common::watcher::Totals;
@@ -543,7 +544,7 @@ fn exhausted() -> Outcome {
         let locked = || oracle::status(watcher.pid()).map(|status| status["VmLck"]);
         let before = (locked(), major_faults(watcher.pid())?);
         let mut log = Kmsg::from_now().ok_or("/dev/kmsg")?;
-        trigger.tell(&format!("anon {}", pages * 60 / 100));
+        trigger.tell(&format!("anon {}", pages * 80 / 100));
         let row = row_of(&watcher, victim.pid())?;
         let after = (locked(), major_faults(watcher.pid())?);
         let killed = log.killed(&[victim.pid()]).pop().ok_or("nothing in the kernel's log")?;
@@ -598,6 +599,8 @@ fn on_node_one(body: impl FnOnce() -> Outcome) -> Outcome {
 
 /// A victim with half of a node, a trigger that wants all of it.
 fn run_out(victim: &mut Worker, trigger: &mut Worker, constraint: &str) -> Result<Value, Failed> {
+    // Cached pages would be room too.
+    drop_caches();
     let pages = free_of(1)?;
     victim.ask(&format!("anon {}", pages * 55 / 100));
     doom(victim)?;
@@ -605,7 +608,7 @@ fn run_out(victim: &mut Worker, trigger: &mut Worker, constraint: &str) -> Resul
     let mut log = Kmsg::from_now().ok_or("/dev/kmsg")?;
     let memory = oracle::meminfo();
     let swap = memory["SwapFree"] / oracle::page_kib();
-    trigger.tell(&format!("anon {}", pages * 60 / 100 + swap as usize));
+    trigger.tell(&format!("anon {}", pages * 80 / 100 + swap as usize));
     let row = row_of(&watcher, victim.pid())?;
     let killed = log.killed(&[victim.pid()]).pop().ok_or("nothing in the kernel's log")?;
     stop(watcher)?;

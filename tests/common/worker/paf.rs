@@ -41,19 +41,21 @@ impl State {
                 }
                 self.others.push(region);
             }
-            // Answers with how many signals of n were refused.
-            "signals" => return Some(signals(n, size).to_string()),
+            "signals" => signals(n, size),
             _ => return None,
         }
         Some("done".into())
     }
 }
 
-/// Queues so many signals to itself, each of which takes a slab object that must be
-/// there at once (`GFP_ATOMIC`), while `min_free_kib` are to be left free. Whatever
-/// else takes memory is done before or after, and all CPUs are held meanwhile, so
-/// that kswapd makes no room.
-fn signals(n: usize, min_free_kib: usize) -> usize {
+/// Signals to try at most, and before: what others left in slabs is used up then.
+const SIGNALS: usize = 100_000;
+
+/// Queues signals to itself, each of which takes a slab object that must be there at
+/// once (`GFP_ATOMIC`), until `n` were refused, while `min_free_kib` are to be left
+/// free. Whatever else takes memory is done before or after, and all CPUs are held
+/// meanwhile, so that nobody else finds too little.
+fn signals(n: usize, min_free_kib: usize) {
     let signal = libc::SIGRTMIN();
     // SAFETY: an all-zero set and an all-zero siginfo_t are valid; both are then filled.
     let info = unsafe {
@@ -81,12 +83,12 @@ fn signals(n: usize, min_free_kib: usize) -> usize {
     let least = File::options().write(true).open(MIN_FREE).expect(MIN_FREE);
     let old = std::fs::read(MIN_FREE).expect(MIN_FREE);
     let new = min_free_kib.to_string();
+    let ready = (0..SIGNALS).try_for_each(|_| queue());
     let held = HeldCpus::hold();
-    // Slabs of those who had signals before are kept for a while: they are used up first.
-    let ready = (0..4001).try_for_each(|_| queue());
     let raised = least.write_at(new.as_bytes(), 0);
-    let (mut refused, mut wrong) = (0, None);
-    for _ in 0..n {
+    let (mut tried, mut refused, mut wrong) = (0, 0, None);
+    while refused < n && tried < SIGNALS && wrong.is_none() {
+        tried += 1;
         match queue() {
             Ok(()) => {}
             Err(Errno::EAGAIN) => refused += 1,
@@ -98,7 +100,7 @@ fn signals(n: usize, min_free_kib: usize) -> usize {
     assert_eq!(ready, Ok(()), "signals while there is memory");
     raised.and(restored).expect(MIN_FREE);
     assert_eq!(wrong, None, "rt_sigqueueinfo");
-    refused
+    assert_eq!(refused, n, "refused, of {tried}");
 }
 
 /// The first CPU is this thread's, each other one another thread's, before all that
