@@ -69,6 +69,7 @@ pub fn tests() -> Vec<Trial> {
         tests.push(each("huge pages that are not to be had in a guest in pieces", in_pieces));
         tests.push(each("atomic requests below the watermark", atomic));
         tests.push(each("a pool that takes all memory", all_memory));
+        tests.push(each("a block that a memory cgroup refuses", block_refused));
         if hook.attempts {
             tests.push(each("what a memory cgroup refuses", cgroup_limit));
         }
@@ -526,6 +527,64 @@ fn all_memory(hook: Hook) -> Outcome {
         }
         PASS
     })
+}
+
+/// Kernel memory that is charged: a table of descriptors, for which there is no room in
+/// the cgroup, neither as one block nor as pages, and nobody who could be killed for it.
+fn block_refused(hook: Hook) -> Outcome {
+    let group = is_guest().then(|| Cgroup::create("block")).flatten();
+    let Some(group) = group.filter(Cgroup::is_v2) else {
+        return if_supported("memcg", false, || PASS);
+    };
+    group.set("memory.swap.max", 0).or_else(|error| match error.kind() {
+        // Without swap there is no such file.
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => Ok(()),
+        _ => Err(error),
+    })?;
+    let mut worker = Worker::start();
+    let pid = worker.pid().to_string();
+    fs::write(format!("/proc/{pid}/oom_score_adj"), "-1000")?;
+    let watcher = start(hook, &["--failed", "-P", &pid]);
+    group.add(worker.pid())?;
+    worker.ask("anon 1009");
+    let held: u64 = group.get("memory.current")?.trim().parse()?;
+    group.limit(held + (200 << 10))?;
+    let filter = format!("common_pid == {pid} && pfn == 18446744073709551615");
+    let ((), record) = recorded(&filter, || {
+        // 65536 pointers in 512 KiB.
+        worker.ask("descriptors 40009");
+        Ok(())
+    })?;
+    fs::write("/sys/fs/cgroup/cgroup.procs", &pid)?;
+    let (rows, lost) = rows_and_lost(watcher)?;
+    let lines = record.ok_or("no record")?;
+    // Of the pages a newer kernel tries blocks too.
+    let due: Vec<Asked> = lines.iter().map(|line| asked(line)).collect();
+    let orders = |all: &[Asked]| all.iter().map(|(order, _)| *order).collect::<Vec<_>>();
+    let ours: Vec<Asked> = rows.iter().map(of_row).collect();
+    check_eq!(orders(&ours), orders(&due), "{lost} lost: {rows:?}");
+    check_eq!(ours.first().map(|(order, _)| *order), Some(7), "{lines:?}");
+    for (row, asked) in rows.iter().zip(&due) {
+        let reason = row["reason"].as_str().unwrap_or_default();
+        let reason = reason.trim_end_matches(", atomic context");
+        if hook.attempts {
+            check_eq!(reason, "cgroup limit", "{row}");
+            check_eq!(row["cgroup"], group.path(), "{row}");
+            check!(row["zone"].is_null(), "no zone was asked: {row}");
+        } else {
+            check_eq!(&of_row(row), asked, "{row}");
+            check_eq!(reason, "cgroup limit, probably", "{row}");
+        }
+        let frames = row["stack"].as_array().ok_or_else(|| format!("no stack: {row}"))?;
+        // 5.10 cannot look beyond a function whose return has a probe.
+        let within = |name: &str| {
+            let is_it = |frame: &Value| frame["symbol"].as_str().is_some_and(|s| s.contains(name));
+            frames.iter().any(is_it)
+        };
+        check!(within("alloc_fdtable") || within("kretprobe_trampoline"), "{row}");
+    }
+    worker.end();
+    PASS
 }
 
 /// A memory cgroup that has no room for a huge page.

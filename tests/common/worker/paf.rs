@@ -42,10 +42,20 @@ impl State {
                 self.others.push(region);
             }
             "signals" => signals(n, size),
+            // A table of n descriptors, which there is no room for.
+            "descriptors" => descriptors(n),
             _ => return None,
         }
         Some("done".into())
     }
+}
+
+fn descriptors(n: usize) {
+    let limit = Rlimit { current: Some(n as u64), maximum: Some(n as u64) };
+    rustix::process::setrlimit(Resource::Nofile, limit).expect("more descriptors");
+    // SAFETY: no memory is handed over; the new descriptor would be nobody else's.
+    let last = unsafe { libc::fcntl(0, libc::F_DUPFD_CLOEXEC, n - 1) };
+    assert_eq!((last, Errno::last()), (-1, Errno::ENOMEM), "there is to be no room");
 }
 
 /// Signals to try at most, and before: what others left in slabs is used up then.
