@@ -71,6 +71,7 @@ pub fn tests() -> Vec<Trial> {
         tests.push(each("a pool that takes all memory", all_memory));
         tests.push(each("a block that a memory cgroup refuses", block_refused));
         if hook.attempts {
+            tests.push(each("pages of CMA, which are for movable memory only", movable_only));
             tests.push(each("what a memory cgroup refuses", cgroup_limit));
         }
     }
@@ -441,46 +442,67 @@ fn use_up_pool() -> std::io::Result<()> {
     fs::write(pool, "0")
 }
 
-/// Signals queued to oneself while less is free than even atomic requests may use:
-/// more than there is is to be left free, for a moment.
+/// Signals a process queues to itself, and is refused.
+const REFUSED: usize = 503;
+
+/// What [`REFUSED`] refused signals asked for while so many KiB are to be left free, for
+/// a moment: the rows and the kernel's record, which are the same.
+fn signals(hook: Hook, least: impl Fn() -> u64) -> Result<(Vec<Value>, Vec<Asked>), Failed> {
+    // Ten reports of the kernel's, on a slow console, would take too long.
+    let _quiet = Setting::of("/proc/sys/kernel/printk", "3").ok_or("printk")?;
+    let mut worker = Worker::start();
+    let pid = worker.pid().to_string();
+    let watcher = start(hook, &["--failed", "-P", &pid]);
+    let kills = oracle::vmstat("/proc/vmstat")["oom_kill"];
+    let filter = format!("common_pid == {pid} && pfn == 18446744073709551615");
+    let ((), record) = recorded(&filter, || {
+        worker.ask(&format!("signals {REFUSED} {}", least()));
+        Ok(())
+    })?;
+    let (rows, lost) = rows_and_lost(watcher)?;
+    let lines = record.ok_or("no record")?;
+    check_or_fail(oracle::vmstat("/proc/vmstat")["oom_kill"] == kills, "killed for memory")?;
+    check_or_fail(lines.iter().all(|line| got_nothing(line)), &format!("{lines:?}"))?;
+    let requests: Vec<Asked> = lines.iter().map(|line| asked(line)).collect();
+    let (ours, kernels) = (tally(rows.iter().map(of_row)), tally(requests.iter().cloned()));
+    let same = ours == kernels;
+    check_or_fail(same, &format!("{ours:?} is not {kernels:?}, {lost} lost"))?;
+    let last = requests.iter().filter(|asked| is_last(asked)).count();
+    check_or_fail(last == REFUSED, &format!("signals refused: {kernels:?}"))?;
+    worker.end();
+    Ok((rows, requests))
+}
+
+fn check_or_fail(holds: bool, text: &str) -> Result<(), Failed> {
+    if holds { Ok(()) } else { Err(text.into()) }
+}
+
+fn has_flag((_, gfp): &Asked, name: &str) -> bool {
+    gfp.split('|').any(|word| word == name)
+}
+
+fn is_atomic(asked: &Asked) -> bool {
+    has_flag(asked, "GFP_ATOMIC")
+}
+
+/// For a signal that is refused SLUB asks twice: for the slab it likes best, which it can
+/// do without, and for the smallest one, with the flags it was given. What 7.3 asks for
+/// before that, to fill a sheaf, may not touch all reserves.
+fn is_last(asked: &Asked) -> bool {
+    is_atomic(asked) && !has_flag(asked, "__GFP_NOWARN")
+}
+
+/// Less is free than even atomic requests may use: more than there is is to be left.
 fn atomic(hook: Hook) -> Outcome {
     if_supported("tracefs", is_guest(), || {
         const REASON: &str = "below watermark, atomic context";
-        const REFUSED: usize = 503;
-        // Ten reports of the kernel's, on a slow console, would take too long.
-        let _quiet = Setting::of("/proc/sys/kernel/printk", "3").ok_or("printk")?;
-        let mut worker = Worker::start();
-        let pid = worker.pid().to_string();
-        let watcher = start(hook, &["--failed", "-P", &pid]);
-        let kills = oracle::vmstat("/proc/vmstat")["oom_kill"];
-        let filter = format!("common_pid == {pid} && pfn == 18446744073709551615");
-        let ((), record) = recorded(&filter, || {
-            // Atomic requests may use five eighths of it.
-            worker.ask(&format!("signals {REFUSED} {}", 4 * oracle::meminfo()["MemTotal"]));
-            Ok(())
-        })?;
-        let (rows, lost) = rows_and_lost(watcher)?;
-        let lines = record.ok_or("no record")?;
-        check_eq!(oracle::vmstat("/proc/vmstat")["oom_kill"], kills, "killed for want of memory");
-        check!(lines.iter().all(|line| got_nothing(line)), "{lines:?}");
-        let requests: Vec<Asked> = lines.iter().map(|line| asked(line)).collect();
-        let ours = tally(rows.iter().map(of_row));
-        let kernels = tally(requests.iter().cloned());
-        check_eq!(ours, kernels, "{lost} lost");
-
-        // For a signal that is refused SLUB asks twice: for the slab it likes best, which
-        // it can do without, and for the smallest one, with the flags it was given. What
-        // 7.3 asks for before that, to fill a sheaf, may not touch all reserves.
-        let flag = |(_, gfp): &Asked, name| gfp.split('|').any(|word| word == name);
-        let is_atomic = |asked: &Asked| flag(asked, "GFP_ATOMIC");
-        let is_last = |asked: &Asked| is_atomic(asked) && !flag(asked, "__GFP_NOWARN");
-        let last = requests.iter().filter(|asked| is_last(asked)).count();
-        check_eq!(last, REFUSED, "signals refused: {kernels:?}");
+        // Atomic requests may use five eighths of it.
+        let (rows, requests) = signals(hook, || 4 * oracle::meminfo()["MemTotal"])?;
         for two in requests.windows(2).filter(|two| is_last(&two[1])) {
             let first = is_atomic(&two[0])
-                && flag(&two[0], "__GFP_NOWARN")
-                && flag(&two[0], "__GFP_NORETRY")
-                && !flag(&two[0], "__GFP_NOMEMALLOC");
+                && has_flag(&two[0], "__GFP_NOWARN")
+                && has_flag(&two[0], "__GFP_NORETRY")
+                && !has_flag(&two[0], "__GFP_NOMEMALLOC");
             check!(first, "before the last request of a signal: {two:?}");
         }
 
@@ -499,7 +521,31 @@ fn atomic(hook: Hook) -> Outcome {
             let alloc = row["alloc"].as_str();
             check!(alloc.is_none_or(|words| words.starts_with("WMARK_MIN")), "{row}");
         }
-        worker.end();
+        PASS
+    })
+}
+
+/// Enough is free, but some of it is for movable memory only, and the rest is too little.
+fn movable_only(hook: Hook) -> Outcome {
+    let has_cma =
+        |zone: &BTreeMap<String, u64>| zone.get("nr_free_cma").is_some_and(|&free| free > 0);
+    if_supported("cma", is_guest() && zoneinfo().values().any(has_cma), || {
+        // What lies low is for nobody.
+        let lowest = "/proc/sys/vm/lowmem_reserve_ratio";
+        let _lowest = Setting::of(lowest, "1").ok_or(lowest)?;
+        // Zones share what is to be left by their size, and atomic requests may use five
+        // eighths of it (__zone_watermark_ok(), mm/page_alloc.c).
+        let least = || {
+            let zones = zoneinfo();
+            let zone = zones.values().find(|zone| has_cma(zone)).expect("it was there");
+            let left = zone["free"] - zone["nr_free_cma"] / 2;
+            let managed: u64 = zones.values().map(|zone| zone["managed"]).sum();
+            left * managed / zone["managed"] * 8 / 3 * oracle::page_kib()
+        };
+        let (rows, _) = signals(hook, least)?;
+        for row in rows.iter().filter(|row| is_last(&of_row(row))) {
+            check_eq!(row["reason"], "CMA excluded, atomic context", "{row}");
+        }
         PASS
     })
 }
