@@ -202,14 +202,14 @@ out:
 	return true;
 }
 
-AT_ENTRY(brk)
+AT_ENTRY(enter_brk, "brk")
 {
 	struct asked asked = ASKED_OF(ctx, 1);
 
 	return begin(&asked);
 }
 
-AT_RETURN(brk)
+AT_RETURN(exit_brk, "brk")
 {
 	return end(ctx, ctx->ret, which);
 }

@@ -145,38 +145,38 @@ out:
 	return true;
 }
 
-AT_ENTRY(mmap)
+AT_ENTRY(enter_mmap, "mmap")
 {
 	struct asked asked = ASKED_OF(ctx, 6);
 
 	return begin(CALL_MMAP, &asked);
 }
 
-AT_RETURN(mmap)
+AT_RETURN(exit_mmap, "mmap")
 {
 	return end(CALL_MMAP, ctx->ret);
 }
 
-AT_ENTRY(munmap)
+AT_ENTRY(enter_munmap, "munmap")
 {
 	struct asked asked = ASKED_OF(ctx, 2);
 
 	return begin(CALL_MUNMAP, &asked);
 }
 
-AT_RETURN(munmap)
+AT_RETURN(exit_munmap, "munmap")
 {
 	return end(CALL_MUNMAP, ctx->ret);
 }
 
-AT_ENTRY(mremap)
+AT_ENTRY(enter_mremap, "mremap")
 {
 	struct asked asked = ASKED_OF(ctx, 5);
 
 	return begin(CALL_MREMAP, &asked);
 }
 
-AT_RETURN(mremap)
+AT_RETURN(exit_mremap, "mremap")
 {
 	return end(CALL_MREMAP, ctx->ret);
 }

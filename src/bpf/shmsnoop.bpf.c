@@ -192,50 +192,50 @@ out:
 	return true;
 }
 
-AT_ENTRY(shmget)
+AT_ENTRY(enter_shmget, "shmget")
 {
 	struct asked asked = ASKED_OF(ctx, 3);
 
 	return begin(CALL_SHMGET, &asked, 0);
 }
 
-AT_RETURN(shmget)
+AT_RETURN(exit_shmget, "shmget")
 {
 	return end(CALL_SHMGET, ctx->ret);
 }
 
-AT_ENTRY(shmat)
+AT_ENTRY(enter_shmat, "shmat")
 {
 	struct asked asked = ASKED_OF(ctx, 3);
 
 	return begin(CALL_SHMAT, &asked, 0);
 }
 
-AT_RETURN(shmat)
+AT_RETURN(exit_shmat, "shmat")
 {
 	return end(CALL_SHMAT, ctx->ret);
 }
 
-AT_ENTRY(shmdt)
+AT_ENTRY(enter_shmdt, "shmdt")
 {
 	struct asked asked = ASKED_OF(ctx, 1);
 
 	return begin(CALL_SHMDT, &asked, 0);
 }
 
-AT_RETURN(shmdt)
+AT_RETURN(exit_shmdt, "shmdt")
 {
 	return end(CALL_SHMDT, ctx->ret);
 }
 
-AT_ENTRY(shmctl)
+AT_ENTRY(enter_shmctl, "shmctl")
 {
 	struct asked asked = ASKED_OF(ctx, 3);
 
 	return begin(CALL_SHMCTL, &asked, 0);
 }
 
-AT_RETURN(shmctl)
+AT_RETURN(exit_shmctl, "shmctl")
 {
 	return end(CALL_SHMCTL, ctx->ret);
 }

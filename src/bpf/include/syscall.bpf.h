@@ -65,11 +65,10 @@ __u64 taken_over;
 	}                                                                                          \
 	static __always_inline bool name##_once(type *ctx, __u32 which)
 
-#define AT_ENTRY(call)                                                                             \
-	TWICE("tracepoint/syscalls/sys_enter_" #call, enter_##call,                                \
-	      struct trace_event_raw_sys_enter)
-#define AT_RETURN(call)                                                                            \
-	TWICE("tracepoint/syscalls/sys_exit_" #call, exit_##call, struct trace_event_raw_sys_exit)
+#define AT_ENTRY(name, call)                                                                       \
+	TWICE("tracepoint/syscalls/sys_enter_" call, name, struct trace_event_raw_sys_enter)
+#define AT_RETURN(name, call)                                                                      \
+	TWICE("tracepoint/syscalls/sys_exit_" call, name, struct trace_event_raw_sys_exit)
 
 /*
  * Whether the calling thread's flight is this call already: the other program has
