@@ -12,6 +12,7 @@ use crate::check;
 use crate::check_eq;
 use crate::common::Outcome;
 use crate::common::PASS;
+use crate::common::kernels;
 use crate::common::kernels::if_supported;
 use crate::common::test;
 use crate::common::watcher::PATIENCE;
@@ -181,11 +182,12 @@ fn two_threads(hook: &str) -> Outcome {
     let watcher =
         watch("mmapsnoop", worker.pid(), &["--hook", hook, "--min-size", &(1u64 << 30).to_string()]);
     let threads = list(&worker.ask("pair 211"));
-    // The kernel may skip a program for calls of others, which nobody asked for: they
-    // count as lost all the same.
+    // Where threads are preempted in a program, it is skipped for calls of others, whom
+    // nobody asked for: they count as lost all the same.
+    let others = hook == "syscalls" && kernels::name() == "newest";
     let (code, rows, stderr) = watcher.stop();
     let lost = Totals::parse(&stderr).map(|totals| totals.lost);
-    check!(code == Some(0) && lost.is_some_and(|lost| lost < 11), "{stderr}");
+    check!(code == Some(0) && lost.is_some_and(|lost| lost <= if others { 10 } else { 0 }), "{stderr}");
     check_eq!(rows.len(), 2 * 211, "rows of both");
     let mut by_tid: HashMap<u64, Vec<&Value>> = HashMap::new();
     for row in &rows {
