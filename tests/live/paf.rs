@@ -587,6 +587,8 @@ fn block_refused(hook: Hook) -> Outcome {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => Ok(()),
         _ => Err(error),
     })?;
+    // The kernel reports it with a stack, which else looks like a complaint about itself.
+    let _quiet = Setting::of("/proc/sys/kernel/printk", "3").ok_or("printk")?;
     let mut worker = Worker::start();
     let pid = worker.pid().to_string();
     fs::write(format!("/proc/{pid}/oom_score_adj"), "-1000")?;
