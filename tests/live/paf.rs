@@ -461,20 +461,15 @@ fn signals(hook: Hook, least: impl Fn() -> u64) -> Result<(Vec<Value>, Vec<Asked
     })?;
     let (rows, lost) = rows_and_lost(watcher)?;
     let lines = record.ok_or("no record")?;
-    check_or_fail(oracle::vmstat("/proc/vmstat")["oom_kill"] == kills, "killed for memory")?;
-    check_or_fail(lines.iter().all(|line| got_nothing(line)), &format!("{lines:?}"))?;
+    check_eq!(oracle::vmstat("/proc/vmstat")["oom_kill"], kills, "killed for want of memory");
+    check!(lines.iter().all(|line| got_nothing(line)), "{lines:?}");
     let requests: Vec<Asked> = lines.iter().map(|line| asked(line)).collect();
-    let (ours, kernels) = (tally(rows.iter().map(of_row)), tally(requests.iter().cloned()));
-    let same = ours == kernels;
-    check_or_fail(same, &format!("{ours:?} is not {kernels:?}, {lost} lost"))?;
+    let kernels = tally(requests.iter().cloned());
+    check_eq!(tally(rows.iter().map(of_row)), kernels, "{lost} lost");
     let last = requests.iter().filter(|asked| is_last(asked)).count();
-    check_or_fail(last == REFUSED, &format!("signals refused: {kernels:?}"))?;
+    check_eq!(last, REFUSED, "signals refused: {kernels:?}");
     worker.end();
     Ok((rows, requests))
-}
-
-fn check_or_fail(holds: bool, text: &str) -> Result<(), Failed> {
-    if holds { Ok(()) } else { Err(text.into()) }
 }
 
 fn has_flag((_, gfp): &Asked, name: &str) -> bool {
